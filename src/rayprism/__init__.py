@@ -1,0 +1,1 @@
+"""Serve versioned models on Ray Serve, and run the same models over large data with Ray Data."""
