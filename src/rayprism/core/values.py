@@ -1,12 +1,16 @@
 """Between arrays and the plain values that JSON can carry.
 
-Strict in one direction: a value that the datatype cannot hold is an error, never rounded, wrapped
-or truncated. Used by the JSON codec of the protocol and by golden examples.
+Strict in one direction: a value of another kind, or one that the datatype cannot hold, is an
+error, never wrapped or truncated. Floats round to the nearest value of their datatype, as every
+decimal number has to. Used by the JSON codec of the protocol and by golden examples.
 """
 
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,40 @@ import numpy as np
 from rayprism.core.tensors import Array, Datatype, numpy_dtype
 from rayprism.errors import InvalidInput
 
-__all__ = ["array_from_values", "values_from_array"]
+__all__ = ["array_from_values", "describe_value", "values_from_array"]
+
+# Packing with `struct` checks the range of every value and is faster than `numpy.array(list)`,
+# which on top would guess a dtype, take `true` for 1, and copy strings to a common length.
+# `=` matters: in struct's native mode floats that are too large become infinite without a word.
+_FORMATS = {
+    Datatype.BOOL: "?",
+    Datatype.UINT8: "B",
+    Datatype.UINT16: "H",
+    Datatype.UINT32: "I",
+    Datatype.UINT64: "Q",
+    Datatype.INT8: "b",
+    Datatype.INT16: "h",
+    Datatype.INT32: "i",
+    Datatype.INT64: "q",
+    Datatype.FP16: "e",
+    Datatype.FP32: "f",
+    Datatype.FP64: "d",
+    Datatype.BF16: "f",
+}
+_NULL = type(None)
+
+
+def _rules(datatype: Datatype) -> tuple[frozenset[type], str]:
+    if datatype is Datatype.BYTES:
+        return frozenset({str}), "strings"
+    if datatype is Datatype.BOOL:
+        return frozenset({bool}), "true and false"
+    if datatype.is_float:
+        return frozenset({float, int, _NULL}), "numbers, and null for NaN"
+    return frozenset({int}), "whole numbers"
+
+
+_RULES = {datatype: _rules(datatype) for datatype in Datatype}
 
 
 def array_from_values(name: str, datatype: Datatype, shape: tuple[int, ...], data: Any) -> Array:
@@ -23,157 +60,133 @@ def array_from_values(name: str, datatype: Datatype, shape: tuple[int, ...], dat
     Args:
         name: The tensor's name, for messages.
         datatype: What the values are meant to be.
-        shape: The array's shape; the number of values has to be its product.
+        shape: The array's shape, sizes from 0; the number of values has to be its product.
         data: A flat list, or lists nested to the shape. Floats may be null (NaN). BYTES are
             strings, taken as UTF-8.
 
+    Returns:
+        A new array, writable and in row-major order.
+
     Raises:
-        InvalidInput: Not a list, ragged nesting, a wrong count, a value of another kind, or one
-            that the datatype cannot hold.
+        InvalidInput: Not a list, nesting that is not the shape's, a wrong count, a value of
+            another kind, or one that the datatype cannot hold.
     """
     if type(data) is not list:
         raise InvalidInput(
-            f"input {name!r}: data is {_kind(data)}, allowed is a list of {datatype} values"
+            f"input {name!r}: data is {describe_value(data)}, "
+            f"allowed is a list of {datatype} values"
         )
-    if datatype is Datatype.BYTES:
-        return _bytes_from_values(name, shape, data)
-    try:
-        raw = np.array(data)
-    except ValueError:
-        raise InvalidInput(f"input {name!r}: data is nested unevenly") from None
-    kind = raw.dtype.kind
-    if raw.size == 0:
-        converted = np.empty(raw.shape, numpy_dtype(datatype))
-    elif datatype.is_float:
-        converted = _floats(name, datatype, raw, kind)
-    elif datatype is Datatype.BOOL:
-        if kind != "b":
-            raise InvalidInput(_wrong_value(name, datatype, data, "true or false"))
-        converted = raw
-    else:
-        converted = _integers(name, datatype, raw, kind, data)
-    if converted.ndim != 1 and converted.shape != shape:
-        raise InvalidInput(
-            f"input {name!r}: data is nested as {list(converted.shape)}, shape says {list(shape)}"
-        )
-    return _reshape(name, converted, shape)
-
-
-def _reshape(name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    flat = _unnest(name, shape, data) if data and type(data[0]) is list else data
+    count = len(flat)
     expected = math.prod(shape)
-    if array.size != expected:
+    if count != expected:
         raise InvalidInput(
-            f"input {name!r}: got {array.size} values, shape {list(shape)} needs {expected}"
+            f"input {name!r}: got {count} values, shape {list(shape)} needs {expected}"
         )
-    return array if array.shape == shape else array.reshape(shape)
-
-
-def _floats(name: str, datatype: Datatype, raw: Array, kind: str) -> Array:
-    if kind == "O":
-        flat = raw.ravel().tolist()
-        wrong = next(
-            (v for v in flat if v is not None and (isinstance(v, bool) or not _is_number(v))), None
-        )
-        if wrong is not None:
-            raise InvalidInput(_wrong_value(name, datatype, wrong, "numbers, and null for NaN"))
-        raw = np.array([math.nan if v is None else v for v in flat], float).reshape(raw.shape)
-    elif kind not in "fiu":
-        raise InvalidInput(
-            _wrong_value(name, datatype, raw.ravel().tolist(), "numbers, and null for NaN")
-        )
-    target = numpy_dtype(datatype)
-    if datatype is Datatype.FP64:
-        return raw.astype(target)
+    kinds = set(map(type, flat))
+    if not kinds <= _RULES[datatype][0]:
+        raise InvalidInput(_wrong_value(name, datatype, flat))
+    if datatype is Datatype.BYTES:
+        array = _empty(name, shape, np.dtype(np.object_))
+        array.reshape(-1)[:] = _encoded(name, flat)
+        return array
+    if _NULL in kinds:
+        flat = [math.nan if value is None else value for value in flat]
+    packed = np.dtype(np.float32) if datatype is Datatype.BF16 else numpy_dtype(datatype)
+    array = _empty(name, shape, packed)
     try:
-        with np.errstate(over="raise"):
-            converted = raw.astype(target)
-    except FloatingPointError:
-        raise InvalidInput(f"input {name!r}: a value is out of range for {datatype}") from None
-    if datatype is Datatype.BF16 and np.isinf(converted).any() and not np.isinf(raw).any():
-        raise InvalidInput(f"input {name!r}: a value is out of range for {datatype}")
-    return converted
+        struct.pack_into(f"={count}{_FORMATS[datatype]}", array, 0, *flat)
+    except (struct.error, OverflowError):
+        raise InvalidInput(_out_of_range(name, datatype, flat)) from None
+    return _to_bf16(name, array) if datatype is Datatype.BF16 else array
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
+def _empty(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    try:
+        return np.empty(shape, dtype)
+    except (ValueError, OverflowError):
+        # No element, and yet sizes or axes beyond what an array can have: [0, 2**63].
+        raise InvalidInput(
+            f"input {name!r}: shape {list(shape)} has sizes or axes beyond what an array can have"
+        ) from None
 
 
-def _integers(name: str, datatype: Datatype, raw: Array, kind: str, data: Any) -> Array:
-    if kind == "O" or (kind == "f" and _all_ints(data)):
-        # numpy has no common type for, say, -1 and 2**63; out of range for one or the other.
-        raise InvalidInput(_integer_range(name, datatype, data))
-    if kind not in "iu":
-        raise InvalidInput(_wrong_value(name, datatype, data, "whole numbers"))
-    target = numpy_dtype(datatype)
-    if raw.dtype != target:
-        limits = np.iinfo(target)
-        if int(raw.min()) < limits.min or int(raw.max()) > limits.max:
-            raise InvalidInput(_integer_range(name, datatype, data))
-        raw = raw.astype(target)
-    return raw
+def _unnest(name: str, shape: tuple[int, ...], data: list[Any]) -> list[Any]:
+    level: list[Any] = [data]
+    for axis, size in enumerate(shape):
+        for part in level:
+            if type(part) is not list or len(part) != size:
+                got = f"{len(part)} values" if type(part) is list else describe_value(part)
+                raise InvalidInput(
+                    f"input {name!r}: data is nested otherwise than shape {list(shape)} says: "
+                    f"got {got} at axis {axis}, allowed is a list of {size}. Data is flat, or "
+                    "nested to the shape"
+                )
+        level = list(chain.from_iterable(level))
+    if any(type(value) is list for value in level):
+        raise InvalidInput(
+            f"input {name!r}: data is nested deeper than shape {list(shape)}, "
+            "allowed are flat data, or data nested to the shape"
+        )
+    return level
 
 
-def _integer_range(name: str, datatype: Datatype, data: Any) -> str:
-    limits = np.iinfo(numpy_dtype(datatype))
-    for value in _flatten(data):
-        if type(value) is not int:
-            return _wrong_value(name, datatype, value, "whole numbers")
-        if not limits.min <= value <= limits.max:
-            return (
-                f"input {name!r}: {value} is out of range for {datatype} "
-                f"({limits.min} to {limits.max})"
-            )
-    return f"input {name!r}: a value is out of range for {datatype}"
+def _encoded(name: str, flat: Iterable[str]) -> list[bytes]:
+    try:
+        return [value.encode() for value in flat]
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            f"input {name!r}: a string holds half of a surrogate pair, which is not valid Unicode"
+        ) from None
 
 
-def _all_ints(data: Any) -> bool:
-    return all(type(value) is int for value in _flatten(data))
+def _to_bf16(name: str, array: Array) -> Array:
+    with np.errstate(over="ignore"):
+        narrow = array.astype(numpy_dtype(Datatype.BF16))
+    lost = np.isinf(narrow) & ~np.isinf(array)
+    if lost.any():
+        value = float(array[lost][0])
+        raise InvalidInput(f"input {name!r}: {value!r} is out of range for BF16 (about ±3.39e38)")
+    return narrow
 
 
-def _bytes_from_values(name: str, shape: tuple[int, ...], data: list[Any]) -> Array:
-    flat = _flatten(data) if data and type(data[0]) is list else data
-    array = np.empty(len(flat), object)
+def _out_of_range(name: str, datatype: Datatype, flat: list[Any]) -> str:
+    if datatype.is_float:
+        allowed = f"at most {_largest(datatype)} in size"
+    else:
+        limits = np.iinfo(numpy_dtype(datatype))
+        allowed = f"{limits.min} to {limits.max}"
     for index, value in enumerate(flat):
-        if type(value) is not str:
-            raise InvalidInput(_wrong_value(name, Datatype.BYTES, value, "strings"))
         try:
-            array[index] = value.encode()
-        except UnicodeEncodeError:
-            raise InvalidInput(f"input {name!r}: a string is not valid Unicode") from None
-    return _reshape(name, array, shape)
+            struct.pack(f"={_FORMATS[datatype]}", value)
+        except (struct.error, OverflowError):
+            return (
+                f"input {name!r}: value {index} is {describe_value(value)}, out of range for "
+                f"{datatype} ({allowed})"
+            )
+    raise AssertionError("every value fits alone, so they fit together")
 
 
-def _flatten(data: Any) -> list[Any]:
-    flat: list[Any] = []
-    stack = [data]
-    while stack:
-        item = stack.pop()
-        if type(item) is list:
-            stack.extend(reversed(item))
-        else:
-            flat.append(item)
-    return flat
+def _largest(datatype: Datatype) -> str:
+    return {
+        Datatype.FP16: "65504",
+        Datatype.BF16: "about 3.39e38",
+        Datatype.FP32: "about 3.4e38",
+        Datatype.FP64: "about 1.8e308",
+    }[datatype]
 
 
-def _wrong_value(name: str, datatype: Datatype, value: Any, allowed: str) -> str:
-    for item in _flatten(value):
-        if allowed.startswith("numbers") and item is not None and _odd(item, (int, float)):
-            value = item
-            break
-        if allowed.startswith("whole") and _odd(item, (int,)):
-            value = item
-            break
-        if allowed.startswith("true") and type(item) is not bool:
-            value = item
-            break
-    return f"input {name!r}: got {_kind(value)}, allowed for {datatype} are {allowed}"
+def _wrong_value(name: str, datatype: Datatype, flat: list[Any]) -> str:
+    kinds, allowed = _RULES[datatype]
+    index = next(i for i, value in enumerate(flat) if type(value) not in kinds)
+    return (
+        f"input {name!r}: value {index} is {describe_value(flat[index])}, "
+        f"allowed for {datatype} are {allowed}"
+    )
 
 
-def _odd(item: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(item, bool) or not isinstance(item, kinds)
-
-
-def _kind(value: Any) -> str:
+def describe_value(value: Any) -> str:
+    """A JSON value for an error message: its kind, and a scalar itself, cut at 40 characters."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -183,7 +196,7 @@ def _kind(value: Any) -> str:
     if isinstance(value, str):
         return f"the string {value[:40]!r}"
     if isinstance(value, list):
-        return "a list"
+        return "a list" if value else "an empty list"
     if isinstance(value, dict):
         return "an object"
     return type(value).__name__

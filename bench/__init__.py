@@ -1,0 +1,1 @@
+"""Load benchmarks. `src` never imports this package."""

@@ -1,0 +1,243 @@
+"""Ray clusters of a benchmark's own: started beside others, and gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bench.processes import MARKER, end_marked
+
+__all__ = ["BenchCluster", "ClusterFailed", "clean_environment", "free_ports", "haproxy_places"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_START_TIMEOUT_S = 90.0
+
+
+class ClusterFailed(Exception):
+    """A cluster did not start, or an application on it did not."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+    finally:
+        for item in sockets:
+            item.close()
+
+
+def clean_environment(marker: str) -> dict[str, str]:
+    """The environment of a process of the run: nothing of any other cluster is in it."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "RAYPRISM_", "SERVE_"))
+    }
+    paths = [str(_ROOT), *filter(None, [kept.get("PYTHONPATH")])]
+    return {
+        **kept,
+        MARKER: marker,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")]),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def haproxy_places(folder: Path) -> dict[str, str]:
+    """Ports and files for a second HAProxy on a machine; nothing that changes its speed."""
+    metrics, stats, http, grpc = free_ports(4)
+    return {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "33000",
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "33999",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "43000",
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": "43999",
+    }
+
+
+class BenchCluster:
+    """A single-node Ray cluster with Serve on it, as a context manager.
+
+    Args:
+        marker: Of the run; see `bench.processes`.
+        environment: Set for the whole cluster, on top of a clean environment. Empty: Ray's
+            defaults.
+        cpus: Logical ones, which bound how many replicas there may be, not how fast they are.
+    """
+
+    def __init__(self, marker: str, environment: Mapping[str, str], cpus: int = 4) -> None:
+        self._marker = marker
+        self._environment = dict(environment)
+        self._cpus = cpus
+        # Short: sockets in it may have no more than 107 characters.
+        self._folder = Path(tempfile.mkdtemp(prefix="rpb-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        gcs, dashboard, agent, agent_grpc, http = free_ports(5)
+        self._ports = {
+            "port": gcs,
+            "dashboard-port": dashboard,
+            "dashboard-agent-listen-port": agent,
+            "dashboard-agent-grpc-port": agent_grpc,
+        }
+        self.http_port = http
+        self._api = f"http://127.0.0.1:{dashboard}/api/serve/applications/"
+        self._applications: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def url(self, path: str) -> str:
+        """Address of a path behind the cluster's proxy."""
+        return f"http://127.0.0.1:{self.http_port}{path}"
+
+    @property
+    def log_folder(self) -> Path:
+        """Where Serve's processes log."""
+        return self._folder / "session_latest" / "logs" / "serve"
+
+    def _start(self) -> None:
+        environment = {**clean_environment(self._marker), **self._environment}
+        if environment.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+            environment |= haproxy_places(self._folder)
+        command = [
+            *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
+            "--node-ip-address=127.0.0.1",
+            f"--num-cpus={self._cpus}",
+            "--object-store-memory=200000000",
+            f"--temp-dir={self._folder}",
+            *(f"--{name}={value}" for name, value in self._ports.items()),
+        ]
+        log = self._folder / "ray-start.log"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C is the benchmark's: it ends the cluster in order.
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise ClusterFailed(f"ray start ended: {log.read_text()[-2000:]}")
+            try:
+                self.details()
+                return
+            except (OSError, ValueError):
+                time.sleep(0.25)
+        raise ClusterFailed(f"no answer from {self._api} within {_START_TIMEOUT_S:.0f} s")
+
+    def details(self) -> dict[str, Any]:
+        """What Serve says of itself and its applications."""
+        with urllib.request.urlopen(self._api, timeout=10) as answer:
+            details: dict[str, Any] = json.load(answer)
+        return details
+
+    def deploy(self, *applications: Mapping[str, Any], timeout_s: float = 120.0) -> None:
+        """Adds applications, or changes those of the same name, and waits until they run.
+
+        Raises:
+            ClusterFailed: One of them cannot start, or not in time.
+        """
+        for application in applications:
+            self._applications[application["name"]] = dict(application)
+        self._put()
+        self._wait([application["name"] for application in applications], timeout_s)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Takes applications away; does not wait until their replicas have drained."""
+        for name in names:
+            self._applications.pop(name, None)
+        self._put()
+
+    def _put(self) -> None:
+        config = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": "127.0.0.1", "port": self.http_port},
+            "applications": list(self._applications.values()),
+        }
+        request = urllib.request.Request(
+            self._api,
+            data=json.dumps(config).encode(),
+            headers={"Content-Type": "application/json"},
+            method="PUT",
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60):
+                pass
+        except urllib.error.HTTPError as error:
+            raise ClusterFailed(f"Serve refused the config: {error.read().decode()}") from None
+
+    def _wait(self, names: Sequence[str], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            states = self.details()["applications"]
+            waiting = []
+            for name in names:
+                state = states.get(name, {"status": "absent"})
+                if state["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    raise ClusterFailed(f"{name} is {state['status']}: {_why(state)}")
+                if state["status"] != "RUNNING":
+                    waiting.append(f"{name} ({state['status']}: {_why(state)})")
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                raise ClusterFailed(f"not running after {timeout_s:.0f} s: {', '.join(waiting)}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Ends every process of the run, and removes the cluster's files."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        end_marked(self._marker)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _why(state: Mapping[str, Any]) -> str:
+    deployments = state.get("deployments", {}).values()
+    messages = [state.get("message"), *(item.get("message") for item in deployments)]
+    return "; ".join(message for message in messages if message)

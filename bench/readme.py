@@ -1,0 +1,74 @@
+"""Puts the newest results into README.md, so that no figure there is typed by hand."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+__all__ = ["insert", "main"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_RESULTS = _ROOT / "bench" / "results"
+_BLOCK = re.compile(
+    r"(?P<begin><!-- bench:(?P<name>[a-z0-9_-]+) -->)\n(?P<body>.*?)(?P<end><!-- /bench -->)",
+    re.DOTALL,
+)
+
+
+def insert(text: str, tables: dict[str, str]) -> str:
+    """Replaces what is between each `<!-- bench:NAME -->` and `<!-- /bench -->`.
+
+    Args:
+        text: A Markdown document.
+        tables: What goes there, by name.
+
+    Raises:
+        KeyError: The document asks for a table that is not among them.
+        ValueError: A mark has no end, or there is none at all.
+    """
+    if text.count("<!-- bench:") != len(_BLOCK.findall(text)):
+        raise ValueError("a `<!-- bench:NAME -->` has no `<!-- /bench -->`")
+    if "<!-- bench:" not in text:
+        raise ValueError("no `<!-- bench:NAME -->` in the document")
+
+    def replaced(match: re.Match[str]) -> str:
+        return f"{match['begin']}\n{tables[match['name']].strip()}\n{match['end']}"
+
+    return _BLOCK.sub(replaced, text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes README.md, or with --check says whether it is current.
+
+    Returns:
+        0 where all is well, 1 where --check found it out of date.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if not current")
+    parser.add_argument("--readme", type=Path, default=_ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=_RESULTS)
+    given = parser.parse_args(arguments)
+    text = given.readme.read_text()
+    tables = {path.stem: path.read_text() for path in sorted(given.results.glob("*.md"))}
+    try:
+        wanted = insert(text, tables)
+    except KeyError as error:
+        print(f"{given.readme.name} asks for {error}: bench/results/ has {sorted(tables)}")
+        return 1
+    except ValueError as error:
+        print(f"{given.readme.name}: {error}")
+        return 1
+    if wanted == text:
+        return 0
+    if given.check:
+        print(f"{given.readme.name} is not what bench/results/ says: run `python -m bench.readme`")
+        return 1
+    given.readme.write_text(wanted)
+    print(f"{given.readme.name} now has the tables {', '.join(sorted(tables))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

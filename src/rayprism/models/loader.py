@@ -1,0 +1,380 @@
+"""From a version in the repository to a model that is proven to run on this machine.
+
+In this order: the files are the ones that were pushed; code may run; the runtime opens; what the
+model declares is what the manifest says; the shapes that will come are warm; the golden example
+is reproduced. A replica that gets through is ready; one that does not says what to mend.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from rayprism.core.compare import compare_outputs
+from rayprism.core.tensors import (
+    Array,
+    Tensors,
+    TensorSpec,
+    check_inputs,
+    count_rows,
+    datatype_of,
+    numpy_dtype,
+)
+from rayprism.errors import (
+    CodeNotAllowed,
+    GoldenMismatch,
+    InvalidInput,
+    LoadFailed,
+    ModelFailed,
+    RayprismError,
+)
+from rayprism.models.batches import fixed_rows, plain_outputs, resize_rows, run_fixed
+from rayprism.models.manifest import Manifest
+from rayprism.models.python import Processor
+from rayprism.models.repository import ModelVersion
+from rayprism.models.runtime import Device, Runtime, RuntimeSettings, Signature, open_runtime
+
+__all__ = ["LoadedModel", "check_code_allowed", "load_model"]
+
+# A shape that would take longer than this is not worth keeping a new replica from its traffic.
+_WARM_UP_LIMIT_S = 2.0
+# A run shorter than this is measured twice: the first run also pays for one-time set-up.
+_MEASURE_AGAIN_S = 0.05
+
+
+class LoadedModel:
+    """A version that is ready to run. Made by `load_model`.
+
+    Attributes:
+        version: Where it came from.
+        manifest: What it is.
+        device: Where it runs: `cpu` or `cuda:0`.
+        has_prepare: Whether `prepare` does anything.
+        load_s: Seconds by step: verify, open, warm_up, golden.
+        measured_run_s: Seconds of one run of the largest batch that was warmed up.
+        measured_rows: The rows of that batch.
+        notes: What an operator should know of how it was loaded.
+    """
+
+    def __init__(
+        self, version: ModelVersion, runtime: Runtime, processor: Processor | None = None
+    ) -> None:
+        self.version = version
+        self.manifest: Manifest = version.manifest
+        self.device = runtime.device
+        self.load_s: dict[str, float] = {}
+        self.measured_run_s = 0.0
+        self.measured_rows = 0
+        self.notes: tuple[str, ...] = ()
+        self._runtime = runtime
+        self._preprocess = processor.preprocess if processor else None
+        self._postprocess = processor.postprocess if processor else None
+        self.has_prepare = self._preprocess is not None
+        self._batched = self.manifest.batching.batched
+        self._name = f"{self.manifest.model} {self.manifest.version}"
+        self._fixed_rows = fixed_rows(self.manifest.inner_inputs, self._batched)
+        self._wanted = [(spec.name, numpy_dtype(spec.datatype)) for spec in self.manifest.outputs]
+        # Only Python code can return strings of other kinds than the `bytes` that BYTES are.
+        self._from_code = self._postprocess is not None or self.manifest.runtime == "python"
+
+    def prepare(self, inputs: Tensors) -> Tensors:
+        """Makes the runtime's inputs out of one request's, which were checked before.
+
+        Raises:
+            InvalidInput: The pre-processing refused the request.
+            ModelFailed: The pre-processing returned what the manifest forbids.
+        """
+        if self._preprocess is None:
+            return inputs
+        prepared = self._preprocess(inputs)
+        return _checked_prepared(self.manifest, inputs, prepared)
+
+    def run(self, batch: Tensors) -> Tensors:
+        """Runs one batch, and post-processes it.
+
+        Args:
+            batch: The runtime's inputs, rows joined. Shapes: `[rows, ...]` where the model is
+                batched.
+
+        Returns:
+            Exactly the manifest's outputs.
+
+        Raises:
+            ModelFailed: An output is missing, of another datatype, or has another number of rows.
+            Exception: Whatever the model raised.
+        """
+        if self._fixed_rows is None:
+            return self._run(batch)
+        return run_fixed(self._run, batch, self._fixed_rows)
+
+    def _run(self, batch: Tensors) -> Tensors:
+        outputs = self._runtime.run(batch)
+        if self._postprocess is not None:
+            outputs = self._postprocess(batch, outputs)
+        if self._from_code:
+            outputs = plain_outputs(self._name, outputs)
+        rows = count_rows(batch) if self._batched else -1
+        for name, dtype in self._wanted:
+            array = outputs.get(name)
+            if (
+                array is None
+                or (array.dtype is not dtype and array.dtype != dtype)
+                or (rows >= 0 and (array.ndim == 0 or array.shape[0] != rows))
+            ):
+                raise ModelFailed(_output_fault(self.manifest, name, array, rows))
+        if len(outputs) != len(self._wanted):
+            return {name: outputs[name] for name, _ in self._wanted}
+        return outputs
+
+    def close(self) -> None:
+        """Lets go of the model."""
+        self._runtime.close()
+
+
+def load_model(
+    version: ModelVersion,
+    *,
+    allow_code: bool = False,
+    threads: int = 1,
+    device: Device = "auto",
+    check: bool = True,
+) -> LoadedModel:
+    """Loads a version and proves it.
+
+    Args:
+        version: From `Repository.version`.
+        allow_code: Whether code in the version's folder may run.
+        threads: Threads of one run.
+        device: `auto` takes a GPU where CUDA_VISIBLE_DEVICES names one.
+        check: Whether the golden example is run. The digests are checked in any case.
+
+    Raises:
+        DigestMismatch: A file is not the one that was pushed.
+        CodeNotAllowed: The version runs code, and `allow_code` is false.
+        LoadFailed: The runtime cannot load it, it declares something else than the manifest, or
+            the model raised while warming up.
+        GoldenMismatch: The golden example was not reproduced.
+    """
+    manifest = version.manifest
+    load_s: dict[str, float] = {}
+    with _timed(load_s, "verify"):
+        version.verify()
+    check_code_allowed(manifest.runs_code, allow_code, f"{manifest.model} {manifest.version}")
+    with _timed(load_s, "open"):
+        model = _open(version, RuntimeSettings(threads, device, manifest.options))
+    try:
+        example = _example(model)
+        with _timed(load_s, "warm_up"):
+            _warm_up(model, example)
+        if check:
+            with _timed(load_s, "golden"):
+                _check_golden(model, example)
+    except BaseException:
+        model.close()
+        raise
+    model.load_s = load_s
+    return model
+
+
+def check_code_allowed(runs_code: bool, allow_code: bool, what: str) -> None:
+    """Refuses code that the operator did not allow.
+
+    Raises:
+        CodeNotAllowed: `runs_code` without `allow_code`.
+    """
+    if runs_code and not allow_code:
+        raise CodeNotAllowed(
+            f"{what} runs Python code that came with the model. Read that code; to let it run, "
+            "set args.allow_code: true (on the command line: --allow-code)"
+        )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - started
+
+
+def _open(version: ModelVersion, settings: RuntimeSettings) -> LoadedModel:
+    manifest = version.manifest
+    processor = None
+    if manifest.code is not None and manifest.runtime != "python":
+        processor = Processor(version.folder, manifest.code, manifest.options)
+    reshapes = processor is not None and processor.postprocess is not None
+    runtime = open_runtime(
+        manifest.runtime,
+        version.folder,
+        manifest.file,
+        settings,
+        inputs=manifest.inner_inputs,
+        outputs=() if reshapes else manifest.outputs,
+        code=manifest.code,
+    )
+    problems = _signature_problems(runtime.signature(), manifest, reshapes)
+    if problems:
+        runtime.close()
+        raise LoadFailed(
+            f"{manifest.model} {manifest.version}: {manifest.file} is not what the manifest says: "
+            f"{'; '.join(problems)}. Mend: push the model again"
+        )
+    return LoadedModel(version, runtime, processor)
+
+
+def _signature_problems(declared: Signature, manifest: Manifest, reshapes: bool) -> list[str]:
+    problems = []
+    if declared.inputs:
+        inner = {spec.name: spec for spec in manifest.inner_inputs}
+        for spec in declared.inputs:
+            problems.extend(_spec_problems("input", spec, inner.pop(spec.name, None)))
+        problems.extend(f"the model has no input {name!r}" for name in inner)
+    if declared.outputs and not reshapes:
+        known = {spec.name: spec for spec in declared.outputs}
+        for spec in manifest.outputs:
+            if spec.name not in known:
+                problems.append(f"the model has no output {spec.name!r}")
+            else:
+                problems.extend(_spec_problems("output", known[spec.name], spec))
+    return problems
+
+
+def _spec_problems(role: str, declared: TensorSpec, wanted: TensorSpec | None) -> list[str]:
+    if wanted is None:
+        return [f"the manifest does not name {role} {declared.name!r}"]
+    if declared.datatype is not wanted.datatype:
+        return [
+            f"{role} {declared.name!r} is {declared.datatype}, the manifest says {wanted.datatype}"
+        ]
+    # A model that does not tell its number of axes declares none. The manifest may fix a size
+    # that the model leaves free.
+    fits = (declared.shape == () and role == "output") or (
+        len(declared.shape) == len(wanted.shape)
+        and all(
+            -1 in pair or pair[0] == pair[1]
+            for pair in zip(declared.shape, wanted.shape, strict=True)
+        )
+    )
+    if not fits:
+        return [
+            f"{role} {declared.name!r} has shape {list(declared.shape)}, the manifest says "
+            f"{list(wanted.shape)}"
+        ]
+    return []
+
+
+def _checked_prepared(manifest: Manifest, inputs: Tensors, prepared: Any) -> Tensors:
+    where = f"{manifest.model} {manifest.version}: preprocess"
+    if not isinstance(prepared, dict) or not all(
+        isinstance(array, np.ndarray) for array in prepared.values()
+    ):
+        raise ModelFailed(f"{where} returned no dict of numpy arrays")
+    batched = manifest.batching.batched
+    try:
+        rows = check_inputs(
+            manifest.inner_inputs, prepared, batched=batched, ragged=manifest.batching.ragged
+        )
+    except InvalidInput as error:
+        raise ModelFailed(f"{where} returned what the runtime does not take: {error}") from None
+    if batched and rows != count_rows(inputs):
+        raise ModelFailed(
+            f"{where} made {rows} rows out of {count_rows(inputs)}: one row in is one row out"
+        )
+    return prepared
+
+
+def _output_fault(manifest: Manifest, name: str, array: Array | None, rows: int) -> str:
+    where = f"{manifest.model} {manifest.version}: output {name!r}"
+    if array is None:
+        return f"{where} is missing"
+    wanted = next(spec.datatype for spec in manifest.outputs if spec.name == name)
+    if array.dtype != numpy_dtype(wanted):
+        try:
+            got = str(datatype_of(array))
+        except ValueError:
+            got = str(array.dtype)
+        return f"{where} is {got}, the manifest says {wanted}"
+    return f"{where} has shape {list(array.shape)}, the batch has {rows} rows"
+
+
+def _example(model: LoadedModel) -> Tensors:
+    """The golden example as the runtime takes it."""
+    try:
+        return model.prepare(model.manifest.golden.input_arrays())
+    except RayprismError as error:
+        raise LoadFailed(f"{model._name}: golden example: {error}") from error
+    except Exception as error:
+        raise LoadFailed(f"{model._name}: preprocess raised {_told(error)}") from error
+
+
+def _warm_up(model: LoadedModel, example: Tensors) -> None:
+    """Runs 1 row and the largest batch, then the manifest's own shapes; measures the largest.
+
+    The data are the golden example's, repeated: values that the model is known to take.
+    """
+    notes = []
+    batching = model.manifest.batching
+    if not batching.batched:
+        taken_s = _timed_run(model, example)
+        model.measured_rows = 1
+    else:
+        rows = 1 if model._fixed_rows is None else model._fixed_rows
+        taken_s = _timed_run(model, resize_rows(example, rows))
+        largest = max(batching.max_rows, rows)
+        if largest > rows:
+            estimate_s = taken_s * largest / rows
+            if estimate_s <= _WARM_UP_LIMIT_S:
+                taken_s, rows = _timed_run(model, resize_rows(example, largest)), largest
+            else:
+                notes.append(
+                    f"a batch of {largest} rows was not warmed up: 1 row takes {taken_s:.3g} s, "
+                    f"so it would take about {estimate_s:.3g} s"
+                )
+        model.measured_rows = rows
+    model.measured_run_s = taken_s
+    for shapes in model.manifest.warmup:
+        _timed_run(model, {name: np.resize(example[name], shape) for name, shape in shapes.items()})
+    model.notes = tuple(notes)
+
+
+def _timed_run(model: LoadedModel, batch: Tensors) -> float:
+    taken_s = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        try:
+            model.run(batch)
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
+            raise LoadFailed(
+                f"{model._name}: warming up with {shapes} raised {_told(error)}"
+            ) from error
+        taken_s = time.perf_counter() - started
+        if taken_s > _MEASURE_AGAIN_S:
+            break
+    return taken_s
+
+
+def _check_golden(model: LoadedModel, example: Tensors) -> None:
+    golden = model.manifest.golden
+    try:
+        actual = model.run(example)
+    except Exception as error:
+        raise LoadFailed(f"{model._name}: the golden example raised {_told(error)}") from error
+    differences = compare_outputs(golden.output_arrays(), actual, golden.tolerance)
+    if differences:
+        raise GoldenMismatch(
+            f"{model._name} on {model.device} does not reproduce its golden example: "
+            f"{'; '.join(map(str, differences))}. Mend: if this machine may differ so much from "
+            "the one it was pushed on, push it again with a wider tolerance"
+        )
+
+
+def _name(model: LoadedModel) -> str:
+    return f"{model.manifest.model} {model.manifest.version}"
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,159 @@
+"""What runs a model file: the small protocol that every runtime keeps, and how one is opened.
+
+A runtime knows one model file and nothing of requests, queues or versions. The modules behind
+this protocol import their engine (onnxruntime, torch) only when a model is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rayprism.core.tensors import Tensors, TensorSpec
+from rayprism.errors import LoadFailed
+from rayprism.models.manifest import Code, RuntimeKind
+
+__all__ = [
+    "Device",
+    "Runtime",
+    "RuntimeSettings",
+    "Signature",
+    "gpu_is_assigned",
+    "open_runtime",
+    "runtime_options",
+]
+
+Device = Literal["auto", "cpu", "cuda"]
+
+# What CUDA_VISIBLE_DEVICES says where a process is to see no GPU.
+_NO_DEVICE = frozenset({"", "-1", "NoDevFiles", "none", "void"})
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model says of itself.
+
+    Args:
+        inputs: Empty where the model declares nothing.
+        outputs: Empty where the model declares nothing. A shape of `()` may also mean that the
+            model does not tell the number of axes.
+    """
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """How a model is run on this machine.
+
+    Args:
+        threads: Threads of one run; a replica gives its CPUs.
+        device: `auto` takes a GPU where CUDA_VISIBLE_DEVICES names one, as Ray does for a
+            replica that has one.
+        options: The manifest's `options`; a runtime reads the part under its own name.
+    """
+
+    threads: int = 1
+    device: Device = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads {self.threads}: 1 or more")
+
+
+class Runtime(Protocol):
+    """A model that is ready to run."""
+
+    @property
+    def device(self) -> str:
+        """Where it really runs: `cpu` or `cuda:0`."""
+
+    def signature(self) -> Signature:
+        """Inputs and outputs as the model itself declares them, where it can."""
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Runs one batch. Its own exceptions go through as they are."""
+
+    def close(self) -> None:
+        """Lets go of the model's memory; it cannot run afterwards."""
+
+
+def open_runtime(
+    kind: RuntimeKind,
+    folder: Path,
+    file: str,
+    settings: RuntimeSettings,
+    *,
+    inputs: tuple[TensorSpec, ...] = (),
+    outputs: tuple[TensorSpec, ...] = (),
+    code: Code | None = None,
+) -> Runtime:
+    """Opens a model file.
+
+    Args:
+        kind: Which runtime.
+        folder: The version's folder.
+        file: The model file in it.
+        settings: Threads, device and options.
+        inputs: What the runtime takes, where that is known already. torch passes its inputs in
+            this order.
+        outputs: Which outputs are wanted, where that is known already. torch names a tuple's
+            members in this order.
+        code: For `python`: the class that is the model.
+
+    Raises:
+        LoadFailed: The engine is not installed, or the file cannot be loaded, with how to mend.
+    """
+    if kind == "onnx":
+        from rayprism.models.onnx import OnnxRuntime
+
+        return OnnxRuntime.open(folder, file, settings, outputs=outputs)
+    if kind == "torch":
+        from rayprism.models.torch import TorchRuntime
+
+        return TorchRuntime.open(folder, file, settings, inputs=inputs, outputs=outputs)
+    from rayprism.models.python import PythonRuntime
+
+    if code is None:
+        raise LoadFailed(f"{file}: the python runtime needs code: {{file, class_name}}")
+    return PythonRuntime.open(folder, code, settings)
+
+
+def gpu_is_assigned() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES names a device for this process."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in _NO_DEVICE
+
+
+def runtime_options(
+    settings: RuntimeSettings, kind: str, allowed: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    """The options under a runtime's own name.
+
+    Args:
+        settings: Its `options` may hold a mapping under `kind`.
+        kind: The runtime.
+        allowed: Each option and the values that it takes; the first is the default.
+
+    Raises:
+        LoadFailed: An option or a value that the runtime does not know.
+    """
+    given = settings.options.get(kind, {})
+    if not isinstance(given, Mapping):
+        raise LoadFailed(f"options.{kind}: got {given!r:.80}, allowed is a mapping")
+    unknown = [name for name in given if name not in allowed]
+    if unknown:
+        raise LoadFailed(
+            f"options.{kind}: unknown key {unknown[0]!r}, allowed: {', '.join(allowed)}"
+        )
+    for name, value in given.items():
+        if value not in allowed[name]:
+            raise LoadFailed(
+                f"options.{kind}.{name}: got {value!r:.80}, allowed: "
+                f"{', '.join(map(repr, allowed[name]))}"
+            )
+    return {name: given.get(name, values[0]) for name, values in allowed.items()}

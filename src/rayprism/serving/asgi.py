@@ -1,0 +1,225 @@
+"""The little of HTTP that the applications share: bodies in, answers out, errors.
+
+Raw ASGI, because on the path of a request a framework's routing and request objects cost more than
+a small model takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from rayprism.errors import InvalidInput, NotFound, RequestError, TooLarge
+from rayprism.protocol.compression import choose_encoding, compress, decompress
+from rayprism.protocol.status import error_body, http_status, retry_after_header
+
+__all__ = [
+    "Headers",
+    "Receive",
+    "Scope",
+    "Send",
+    "answer_lifespan",
+    "read_body",
+    "relative_path",
+    "send_body",
+    "send_error",
+    "send_html",
+    "send_json",
+    "send_method_not_allowed",
+]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = dict[bytes, bytes]
+
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+_THREAD_FROM_BYTES = 64 * 1024
+"""Bodies from this size are (de)compressed in a thread: zlib lets the event loop run meanwhile."""
+_COMPRESS_FROM_BYTES = 1024
+"""Smaller answers fit one packet anyway."""
+
+logger = logging.getLogger("ray.serve.rayprism")
+
+
+class ClientLeft(Exception):
+    """The connection was closed before the body was there."""
+
+
+async def answer_lifespan(receive: Receive, send: Send) -> None:
+    """Goes through ASGI's start-up and shutdown messages; there is nothing to do in them."""
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+def relative_path(scope: Scope) -> str:
+    """The path below where the application is mounted, which ASGI calls `root_path`."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root):
+        return path[len(root) :]
+    return path
+
+
+async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> bytes:
+    """Reads a whole body, inflated where the client compressed it.
+
+    Raises:
+        TooLarge: It is over the limit, before or after inflating; what is over it is not kept.
+        InvalidInput: A compressed body that cannot be inflated.
+        ClientLeft: The client hung up before the end.
+    """
+    announced = headers.get(b"content-length")
+    if announced is not None and len(announced) > 4 and int(announced) > limit_bytes:
+        raise _too_large(int(announced), limit_bytes)
+    message = await receive()
+    if message["type"] != "http.request":
+        raise ClientLeft
+    body: bytes = message.get("body", b"")
+    if message.get("more_body", False):
+        body = await _read_rest(receive, body, limit_bytes)
+    elif len(body) > limit_bytes:
+        raise _too_large(len(body), limit_bytes)
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None:
+        name = encoding.decode("latin-1")
+        if len(body) < _THREAD_FROM_BYTES:
+            return decompress(body, name, limit_bytes)
+        return await asyncio.to_thread(decompress, body, name, limit_bytes)
+    return body
+
+
+async def _read_rest(receive: Receive, first: bytes, limit_bytes: int) -> bytes:
+    chunks, size = [first], len(first)
+    while True:
+        if size > limit_bytes:
+            raise _too_large(size, limit_bytes)
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientLeft
+        chunk: bytes = message.get("body", b"")
+        chunks.append(chunk)
+        size += len(chunk)
+        if not message.get("more_body", False):
+            if size > limit_bytes:
+                raise _too_large(size, limit_bytes)
+            return b"".join(chunks)
+
+
+def _too_large(size_bytes: int, limit_bytes: int) -> TooLarge:
+    return TooLarge(
+        f"the body has {size_bytes} bytes or more, allowed are {limit_bytes} "
+        "(user_config.max_body_bytes). Send fewer rows at once"
+    )
+
+
+async def send_body(
+    send: Send,
+    body: bytes,
+    request_headers: Headers,
+    *,
+    status: int = 200,
+    json_length: int | None = None,
+    extra: tuple[tuple[bytes, bytes], ...] = (),
+) -> None:
+    """Sends an inference answer, compressed where the client asks for it.
+
+    Args:
+        send: ASGI's.
+        body: The whole answer.
+        request_headers: What the client accepts is in them.
+        status: HTTP status.
+        json_length: Length of the JSON before binary tensors; None where all of it is JSON.
+        extra: More headers.
+    """
+    headers = [_JSON if json_length is None else _BINARY, *extra]
+    if json_length is not None:
+        headers.append((b"inference-header-content-length", b"%d" % json_length))
+    if len(body) >= _COMPRESS_FROM_BYTES:
+        accepted = request_headers.get(b"accept-encoding")
+        encoding = choose_encoding(accepted.decode("latin-1")) if accepted is not None else None
+        if encoding is not None:
+            if len(body) < _THREAD_FROM_BYTES:
+                body = compress(body, encoding)
+            else:
+                body = await asyncio.to_thread(compress, body, encoding)
+            headers.append((b"content-encoding", encoding.encode()))
+            headers.append((b"vary", b"accept-encoding"))
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_json(send: Send, document: Any, *, status: int = 200) -> None:
+    """Sends a document of the protocol."""
+    await send_body(send, orjson.dumps(document), {}, status=status)
+
+
+async def send_html(send: Send, page: str) -> None:
+    """Sends a page for people. It may load nothing from elsewhere."""
+    body = page.encode()
+    headers = [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (
+            b"content-security-policy",
+            b"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+            b"connect-src 'self'; img-src data:",
+        ),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: Exception, request_id: str) -> None:
+    """Sends `{"error": ...}` with the status that belongs to the error.
+
+    What is not an error of ours is logged with its trace, and the client is told only where.
+    """
+    if not isinstance(error, RequestError):
+        logger.error("Request %s met an unexpected error.", request_id, exc_info=error)
+        error = RequestError(
+            f"unexpected error; the log of the replica has it under request id {request_id}"
+        )
+    retry_after = retry_after_header(error)
+    extra = () if retry_after is None else ((b"retry-after", retry_after.encode()),)
+    await send_body(send, error_body(error), {}, status=http_status(error), extra=extra)
+
+
+async def send_method_not_allowed(send: Send, method: str, path: str, allowed: str) -> None:
+    """Sends 405."""
+    body = orjson.dumps({"error": f"{method} {path}: allowed is {allowed}"})
+    await send_body(send, body, {}, status=405, extra=((b"allow", allowed.encode()),))
+
+
+def unknown_path(path: str) -> NotFound:
+    """The error for a path that means nothing."""
+    return NotFound(f"nothing at {path!r}. What there is: /v2/docs")
+
+
+def header_length(headers: Headers) -> int | None:
+    """`Inference-Header-Content-Length`: the length of the JSON before binary tensors.
+
+    Raises:
+        InvalidInput: Not a whole number from 0.
+    """
+    value = headers.get(b"inference-header-content-length")
+    if value is None:
+        return None
+    if not value.isdigit():
+        raise InvalidInput(
+            f"header Inference-Header-Content-Length is {value.decode('latin-1')!r:.40}, "
+            "allowed is the number of bytes of the JSON part"
+        )
+    return int(value)

@@ -1,0 +1,201 @@
+"""The HTTP side of a model's replica: the Open Inference Protocol over ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from rayprism.errors import NotFound, Unsupported
+from rayprism.protocol.http import decode_infer_request, encode_infer_response
+from rayprism.protocol.metadata import (
+    model_config,
+    model_metadata,
+    model_ready,
+    model_statistics,
+    repository_index,
+    server_metadata,
+)
+from rayprism.protocol.openapi import docs_page, openapi_document
+from rayprism.serving.asgi import (
+    ClientLeft,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    answer_lifespan,
+    header_length,
+    read_body,
+    relative_path,
+    send_body,
+    send_error,
+    send_html,
+    send_json,
+    send_method_not_allowed,
+    unknown_path,
+)
+from rayprism.serving.service import ModelService
+
+__all__ = ["Endpoint", "ModelApp", "parse_path"]
+
+_MODEL_OPERATIONS = frozenset({"", "infer", "ready", "config", "stats", "docs", "openapi.json"})
+_SERVER_PATHS = {
+    "": "server",
+    "health/live": "live",
+    "health/ready": "server-ready",
+    "models/stats": "stats",
+    "repository/index": "index",
+    "docs": "docs",
+    "openapi.json": "openapi.json",
+}
+_POST_ONLY = frozenset({"infer", "index"})
+_MAX_KNOWN_PATHS = 64
+"""Parsed paths that are remembered; clients could write any number of slashes at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What a path means.
+
+    Args:
+        operation: `infer`, `ready`, `config`, ...
+        model: The model that the path names; None where it is implied by the mount point.
+        version: Likewise.
+    """
+
+    operation: str
+    model: str | None = None
+    version: str | None = None
+
+
+def parse_path(path: str) -> Endpoint | None:
+    """What a path below the mount point means; None where it means nothing.
+
+    A model's application is usually mounted at `/v2/models/<model>`, and sees `/infer` or
+    `/versions/<version>/infer`. Mounted at `/` it sees whole paths of the protocol.
+    """
+    path = path.rstrip("/")
+    if path == "/v2" or path.startswith("/v2/"):
+        rest = path[4:]
+        operation = _SERVER_PATHS.get(rest)
+        if operation is not None:
+            return Endpoint(operation)
+        if rest.startswith("repository/models/"):
+            return Endpoint("load")
+        if not rest.startswith("models/"):
+            return None
+        model, _, rest = rest[len("models/") :].partition("/")
+        return _parse_model_path(rest, model) if model else None
+    return _parse_model_path(path[1:], None)
+
+
+def _parse_model_path(rest: str, model: str | None) -> Endpoint | None:
+    version: str | None = None
+    if rest.startswith("versions/"):
+        version, _, rest = rest[len("versions/") :].partition("/")
+        if not version:
+            return None
+    if rest not in _MODEL_OPERATIONS:
+        return None
+    return Endpoint(rest or "model", model, version)
+
+
+class ModelApp:
+    """An ASGI application for one loaded model version.
+
+    Args:
+        service: The version.
+    """
+
+    def __init__(self, service: ModelService) -> None:
+        self._service = service
+        self._endpoints: dict[str, Endpoint] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] == "lifespan":
+            await answer_lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        headers: Headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        try:
+            endpoint = self._endpoint(relative_path(scope))
+            if endpoint.operation == "infer" and scope["method"] == "POST":
+                await self._infer(receive, send, headers, request_id)
+            else:
+                await self._answer(endpoint, scope, send)
+        except ClientLeft:
+            return
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            await send_error(send, error, request_id)
+
+    def _endpoint(self, path: str) -> Endpoint:
+        known = self._endpoints.get(path)
+        if known is not None:
+            return known
+        endpoint = parse_path(path)
+        if endpoint is None:
+            raise unknown_path(path)
+        self._service.check_target(endpoint.model, endpoint.version)
+        if len(self._endpoints) < _MAX_KNOWN_PATHS:
+            self._endpoints[path] = endpoint
+        return endpoint
+
+    async def _infer(
+        self, receive: Receive, send: Send, headers: Headers, request_id: str
+    ) -> None:
+        service = self._service
+        body = await read_body(receive, headers, service.config.max_body_bytes)
+        request = decode_infer_request(body, header_length(headers))
+        outputs = await service.infer(request, request_id)
+        answer, json_length = encode_infer_response(
+            service.model_name, service.version, request, outputs
+        )
+        await send_body(send, answer, headers, json_length=json_length)
+
+    async def _answer(self, endpoint: Endpoint, scope: Scope, send: Send) -> None:
+        operation, method, path = endpoint.operation, scope["method"], scope["path"]
+        allowed = "POST" if operation in _POST_ONLY else "GET"
+        if method not in (allowed, "HEAD" if allowed == "GET" else allowed):
+            await send_method_not_allowed(send, method, path, allowed)
+            return
+        if operation == "docs":
+            await send_html(send, docs_page(self._document_url(path)))
+            return
+        await send_json(send, self._document(operation))
+
+    @staticmethod
+    def _document_url(path: str) -> str:
+        return "openapi.json"
+
+    def _document(self, operation: str) -> Any:
+        service = self._service
+        model = service.served_model()
+        if operation == "model":
+            return model_metadata(model)
+        if operation == "ready":
+            return model_ready(model)
+        if operation == "config":
+            return model_config(model)
+        if operation == "stats":
+            return model_statistics([(model, service.statistics.snapshot())])
+        if operation == "server":
+            return server_metadata()
+        if operation == "live":
+            return {"live": True}
+        if operation == "server-ready":
+            return {"ready": True}
+        if operation == "index":
+            return repository_index([(model, "READY", service.config_error or "")])
+        if operation == "openapi.json":
+            return openapi_document([model])
+        if operation == "load":
+            raise Unsupported(
+                "models are loaded and unloaded by `serve deploy`, not by clients of the protocol"
+            )
+        raise NotFound(f"nothing at {operation!r}")

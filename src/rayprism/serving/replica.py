@@ -1,0 +1,113 @@
+"""The Ray Serve replica of one model version: loads it, and is its HTTP and gRPC ingress."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import serve
+from ray.experimental import internal_kv
+
+from rayprism.errors import ConfigInvalid
+from rayprism.models.loader import load_model
+from rayprism.models.repository import Repository
+from rayprism.serving.grpc import GrpcMethods
+from rayprism.serving.http import ModelApp
+from rayprism.serving.service import ModelService
+from rayprism.serving.settings import ModelArgs, UserConfig, parse_user_config
+
+__all__ = ["ModelReplica"]
+
+_KV_NAMESPACE = b"rayprism"
+logger = logging.getLogger("ray.serve.rayprism")
+
+
+class ModelReplica(GrpcMethods):
+    """One replica. It is ready when its version is loaded, warmed up and proven by its example.
+
+    Args:
+        args: The application's checked `args`, as JSON values.
+    """
+
+    async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
+        settings = ModelArgs.model_validate(args)
+        version = Repository(settings.repository_path()).version(settings.model, settings.version)
+        # In a thread: the event loop has to answer the controller while gigabytes are read.
+        model = await asyncio.to_thread(
+            load_model,
+            version,
+            allow_code=settings.allow_code,
+            threads=_assigned_threads(),
+            device=settings.device,
+        )
+        self.service = ModelService(model, UserConfig())
+        context = serve.get_replica_context()
+        self._config_key = f"user_config/{context.app_name}".encode()
+        deployment_config = getattr(context, "_deployment_config", None)
+        self._starts_with_config = getattr(deployment_config, "user_config", None) is not None
+        steps = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in model.load_s.items())
+        logger.info(
+            "%s version %s (%s) is loaded on %s with %d threads: %s.",
+            settings.model,
+            settings.version,
+            version.manifest.digest,
+            model.device,
+            _assigned_threads(),
+            steps,
+        )
+
+    def __serve_build_asgi_app__(self) -> ModelApp:
+        """Called by Serve once the replica is constructed."""
+        return ModelApp(self.service)
+
+    async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
+        """Takes a new `user_config` in place; a faulty one is refused and the last good one kept.
+
+        A replica that starts with a faulty one takes the last good one of its application. Where
+        there was none, it does not start: the operator sees the faults in Serve's status.
+        """
+        starting, self._starts_with_config = self._starts_with_config, False
+        if self.service.reconfigure(user_config):
+            await asyncio.to_thread(self._remember, dict(user_config or {}))
+            return
+        if not starting:
+            return
+        error = self.service.config_error
+        last_good = await asyncio.to_thread(self._recall)
+        if last_good is None:
+            # Raises: the first user_config of an application has nothing to fall back on.
+            parse_user_config(user_config)
+        self.service.reconfigure(last_good)
+        self.service.config_error = error
+
+    def _remember(self, user_config: dict[str, Any]) -> None:
+        internal_kv._internal_kv_put(
+            self._config_key, json.dumps(user_config).encode(), True, namespace=_KV_NAMESPACE
+        )
+
+    def _recall(self) -> dict[str, Any] | None:
+        value = internal_kv._internal_kv_get(self._config_key, namespace=_KV_NAMESPACE)
+        if value is None:
+            return None
+        user_config: dict[str, Any] = json.loads(value)
+        try:
+            parse_user_config(user_config)
+        except ConfigInvalid:
+            return None  # from another version of rayprism
+        return user_config
+
+    async def __del__(self) -> None:
+        """Called by Serve after draining."""
+        service = getattr(self, "service", None)
+        if service is not None:
+            await service.close()
+
+
+def _assigned_threads() -> int:
+    """The CPUs that Ray gave this replica, at least one."""
+    resources = ray.get_runtime_context().get_assigned_resources()
+    return max(1, int(resources.get("CPU", 1)))

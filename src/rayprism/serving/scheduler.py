@@ -1,0 +1,406 @@
+"""Runs batches of waiting requests on one loaded model.
+
+The decisions are `rayprism.core.batching`'s; here are the clock, the futures and the thread. All
+methods are called on one event loop; only the batch itself may run in the model's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from rayprism.core.batching import BatchLimits, BatchQueue, Pending, ServiceRate, plan_pieces
+from rayprism.core.tensors import (
+    Array,
+    RaggedAxis,
+    Tensors,
+    batch_key,
+    concatenate,
+    ragged_length,
+    split_rows,
+)
+from rayprism.errors import (
+    DeadlineExceeded,
+    ModelFailed,
+    NotReady,
+    Overloaded,
+    RequestError,
+    TooLarge,
+)
+from rayprism.serving.statistics import Statistics
+
+__all__ = ["INLINE_LIMIT_S", "BatchRunner", "Execution", "Scheduler"]
+
+INLINE_LIMIT_S = 0.001
+"""A model whose largest batch takes less than this runs on the event loop: handing it to a thread
+would cost more than it takes. What takes longer would hold up other requests there."""
+
+Execution = Literal["auto", "inline", "thread"]
+logger = logging.getLogger("ray.serve.rayprism")
+
+
+class BatchRunner(Protocol):
+    """What the scheduler needs of a loaded model."""
+
+    @property
+    def measured_run_s(self) -> float:
+        """How long the largest batch took while warming up, in seconds."""
+
+    def run(self, batch: Tensors) -> Tensors:
+        """Runs one batch; any exception means that it failed."""
+
+
+class _Job:
+    """One request: its pieces, and the future that its caller awaits."""
+
+    __slots__ = ("future", "missing", "parts", "pieces", "request_id", "run_s", "started_s")
+
+    def __init__(self, future: asyncio.Future[Tensors], request_id: str) -> None:
+        self.future = future
+        self.request_id = request_id
+        self.pieces: list[Pending] = []
+        self.parts: list[Tensors | None] = []
+        self.missing = 0
+        self.started_s = 0.0
+        self.run_s = 0.0
+
+
+@dataclass(slots=True)
+class _Piece:
+    job: _Job
+    index: int
+    tensors: Tensors
+
+
+class Scheduler:
+    """The queue of one replica, and the loop that feeds its model.
+
+    Args:
+        model: Runs the batches.
+        limits: Bounds of batches and queue.
+        ragged: Ragged axes by the runtime's input name.
+        ragged_outputs: Outputs that are as long as the padded inputs, by name: the axis that is
+            cut back to the request's own length.
+        batched: Whether axis 0 is the row; otherwise every request runs by itself.
+        execution: Where batches run.
+        statistics: Counts what happens.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        model: BatchRunner,
+        limits: BatchLimits,
+        *,
+        ragged: Mapping[str, RaggedAxis],
+        ragged_outputs: Mapping[str, int] | None = None,
+        batched: bool = True,
+        execution: Execution = "auto",
+        statistics: Statistics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._model = model
+        self._queue = BatchQueue(limits)
+        self._rate = ServiceRate()
+        self._ragged = dict(ragged)
+        self._ragged_outputs = dict(ragged_outputs or {})
+        self._batched = batched
+        self._statistics = statistics
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+        self._pump_scheduled = False
+        self._running: Sequence[Pending] = ()
+        self._closed = False
+        self._inline = False
+        self._may_leave_inline = False
+        self.reconfigure(limits, execution)
+
+    @property
+    def inline(self) -> bool:
+        """Whether batches run on the event loop."""
+        return self._inline
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait."""
+        return self._queue.rows
+
+    def reconfigure(self, limits: BatchLimits, execution: Execution) -> None:
+        """Takes new bounds; what waits is kept."""
+        self._queue.limits = limits
+        self._may_leave_inline = execution == "auto"
+        if execution == "auto":
+            self._inline = self._model.measured_run_s < INLINE_LIMIT_S
+        else:
+            self._inline = execution == "inline"
+        self._schedule_pump()
+
+    async def infer(
+        self,
+        tensors: Tensors,
+        rows: int,
+        *,
+        timeout_s: float,
+        priority: int = 0,
+        request_id: str = "",
+    ) -> Tensors:
+        """Waits for its turn, and gives the outputs of one request.
+
+        Args:
+            tensors: Checked inputs of the runtime.
+            rows: Their number of rows.
+            timeout_s: From now; what cannot be served by then is not run.
+            priority: Smaller goes first.
+            request_id: For the log.
+
+        Raises:
+            Overloaded: The queue is full.
+            TooLarge: More rows than the queue could ever hold.
+            DeadlineExceeded: The time is over.
+            ModelFailed: The model raised on this request, with no others beside it.
+            RequestError: Whatever of this kind the model raised on this request.
+            NotReady: The replica is being taken down.
+        """
+        now_s = self._clock()
+        limits = self._queue.limits
+        if self._closed:
+            raise NotReady("this replica is shutting down")
+        if not self._queue.has_room(rows):
+            self._refuse(rows, limits)
+        length = ragged_length(tensors, self._ragged) if self._ragged else 1
+        key = batch_key(tensors, self._ragged)
+        job = _Job(self._loop.create_future(), request_id)
+        ranges = [(0, rows)]
+        if rows > limits.max_rows or limits.max_cost is not None:
+            ranges = plan_pieces(rows, length, limits)
+        for index, (start, stop) in enumerate(ranges):
+            part = tensors if len(ranges) == 1 else split_rows(tensors, start, stop)
+            piece = Pending(
+                _Piece(job, index, part),
+                stop - start,
+                now_s,
+                now_s + timeout_s,
+                priority,
+                length,
+                key,
+            )
+            job.pieces.append(piece)
+            self._queue.push(piece)
+        job.parts = [None] * len(ranges)
+        job.missing = len(ranges)
+        if self._running:
+            self._wake_at(now_s + timeout_s - self._rate.floor_s)
+        else:
+            self._schedule_pump()
+        try:
+            outputs = await job.future
+        except asyncio.CancelledError:
+            # The client has left: nobody would read the answer.
+            for piece in job.pieces:
+                self._queue.cancel(piece)
+            self._statistics.cancelled()
+            raise
+        self._statistics.served(rows, job.started_s - now_s, job.run_s)
+        return outputs
+
+    async def close(self) -> None:
+        """Refuses what waits, lets the running batch end, and gives the thread back."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for pending in self._queue.drain():
+            self._fail(pending, NotReady("this replica is shutting down"))
+        await asyncio.to_thread(self._executor.shutdown, True)
+
+    def _refuse(self, rows: int, limits: BatchLimits) -> None:
+        if rows > limits.max_queue_rows:
+            raise TooLarge(
+                f"{rows} rows in one request: the queue holds {limits.max_queue_rows}. "
+                "Send fewer rows at once"
+            )
+        self._statistics.rejected()
+        retry_after_s = self._rate.retry_after_s(self._queue.rows)
+        raise Overloaded(
+            f"the queue is full: {self._queue.rows} of {limits.max_queue_rows} rows wait. "
+            f"Try again in {retry_after_s:.3g} s",
+            retry_after_s,
+        )
+
+    def _schedule_pump(self) -> None:
+        # Not at once: what else arrives in this turn of the loop can share the batch.
+        if not self._pump_scheduled and not self._running:
+            self._pump_scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        if self._closed:
+            return
+        now_s = self._clock()
+        decision = self._queue.decide(
+            now_s, free=not self._running, floor_s=self._rate.floor_s
+        )
+        for pending in decision.expired:
+            self._expire(pending, now_s)
+        if decision.batch:
+            self._start(decision.batch, now_s)
+        if decision.wake_s is not None:
+            self._wake_at(decision.wake_s)
+
+    def _wake_at(self, wake_s: float) -> None:
+        if self._timer is not None:
+            if self._timer_s <= wake_s and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer_s = wake_s
+        self._timer = self._loop.call_later(max(0.0, wake_s - self._clock()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now_s = self._clock()
+        for pending in self._running:
+            if pending.deadline_s <= now_s:
+                # It runs, but nobody needs the answer any more: say so now, not later.
+                self._expire(pending, now_s)
+        if not self._pump_scheduled:
+            self._pump()
+
+    def _start(self, batch: tuple[Pending, ...], now_s: float) -> None:
+        for pending in batch:
+            job = pending.item.job
+            if not job.started_s:
+                job.started_s = now_s
+        if self._inline:
+            try:
+                outcome: Any = self._run(batch)
+            except Exception as error:
+                outcome = error
+            self._finish(batch, outcome)
+            return
+        self._running = batch
+        self._wake_at(min(pending.deadline_s for pending in batch))
+        future = self._loop.run_in_executor(self._executor, self._run, batch)
+        future.add_done_callback(lambda done: self._on_thread_done(batch, done))
+
+    def _on_thread_done(self, batch: tuple[Pending, ...], done: asyncio.Future[Any]) -> None:
+        self._running = ()
+        if done.cancelled():
+            outcome: Any = NotReady("this replica is shutting down")
+        else:
+            outcome = done.exception() or done.result()
+        self._finish(batch, outcome)
+
+    def _run(self, batch: tuple[Pending, ...]) -> tuple[list[Tensors], float]:
+        began_s = self._clock()
+        joined = concatenate([pending.item.tensors for pending in batch], self._ragged)
+        outputs = self._model.run(joined)
+        return self._share_out(batch, outputs), self._clock() - began_s
+
+    def _share_out(self, batch: tuple[Pending, ...], outputs: Tensors) -> list[Tensors]:
+        if not self._batched:
+            return [outputs]
+        if len(batch) == 1:
+            return [outputs]
+        shares, start = [], 0
+        for pending in batch:
+            stop = start + pending.rows
+            share = split_rows(outputs, start, stop)
+            for name, axis in self._ragged_outputs.items():
+                share[name] = _cut(share[name], axis, pending.length)
+            shares.append(share)
+            start = stop
+        return shares
+
+    def _finish(self, batch: tuple[Pending, ...], outcome: Any) -> None:
+        if isinstance(outcome, BaseException):
+            self._on_batch_failed(batch, outcome)
+        else:
+            shares, run_s = outcome
+            rows = sum(pending.rows for pending in batch)
+            self._rate.observe(rows, run_s)
+            self._statistics.batch(rows, run_s)
+            if self._inline and self._may_leave_inline and run_s > 5 * INLINE_LIMIT_S:
+                logger.warning(
+                    "A batch of %d rows took %.1f ms on the event loop; batches run in a thread "
+                    "from now on.",
+                    rows,
+                    run_s * 1e3,
+                )
+                self._inline = False
+            for pending, share in zip(batch, shares, strict=True):
+                self._deliver(pending, share, run_s)
+        if len(self._queue):
+            if self._inline:
+                self._schedule_pump()
+            else:
+                self._pump()
+
+    def _on_batch_failed(self, batch: tuple[Pending, ...], error: BaseException) -> None:
+        culprit = self._queue.split_failed(batch)
+        if culprit is None:
+            logger.warning(
+                "A batch of %d requests failed (%s); it is halved to find the one at fault.",
+                len(batch),
+                type(error).__name__,
+            )
+            return
+        if isinstance(error, RequestError):
+            self._fail(culprit, error)
+            return
+        request_id = culprit.item.job.request_id
+        logger.error("The model failed on request %s.", request_id, exc_info=error)
+        self._fail(
+            culprit,
+            ModelFailed(
+                f"the model failed on this request; the log of the replica has the details under "
+                f"request id {request_id}"
+            ),
+        )
+
+    def _deliver(self, pending: Pending, share: Tensors, run_s: float) -> None:
+        piece: _Piece = pending.item
+        job = piece.job
+        if job.future.done():
+            return
+        job.run_s += run_s
+        job.parts[piece.index] = share
+        job.missing -= 1
+        if job.missing:
+            return
+        if len(job.parts) == 1:
+            job.future.set_result(share)
+        else:
+            parts = [part for part in job.parts if part is not None]
+            job.future.set_result(concatenate(parts, {}))
+
+    def _expire(self, pending: Pending, now_s: float) -> None:
+        waited_s = now_s - pending.arrival_s
+        allowed_s = pending.deadline_s - pending.arrival_s
+        self._fail(
+            pending,
+            DeadlineExceeded(
+                f"not served within the {allowed_s:.3g} s that the request allowed: it waited "
+                f"{waited_s:.3g} s, {self._queue.rows} rows still wait"
+            ),
+        )
+
+    def _fail(self, pending: Pending, error: RequestError) -> None:
+        job: _Job = pending.item.job
+        if job.future.done():
+            return
+        job.future.set_exception(error)
+        self._statistics.failed(error.code)
+        for piece in job.pieces:
+            self._queue.cancel(piece)
+
+
+def _cut(array: Array, axis: int, length: int) -> Array:
+    return array[(slice(None),) * axis + (slice(0, length),)]

@@ -1,0 +1,205 @@
+"""One loaded model version, as the HTTP and the gRPC side of a replica see it. Knows no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rayprism.core.batching import BatchLimits
+from rayprism.core.tensors import Tensors, check_inputs
+from rayprism.errors import (
+    ConfigInvalid,
+    InvalidInput,
+    ModelFailed,
+    NotFound,
+    RequestError,
+)
+from rayprism.models.loader import LoadedModel
+from rayprism.models.manifest import Manifest
+from rayprism.protocol.messages import InferRequest
+from rayprism.protocol.metadata import ServedModel
+from rayprism.protocol.select import select_outputs
+from rayprism.serving.scheduler import Execution, Scheduler
+from rayprism.serving.settings import UserConfig, parse_user_config
+from rayprism.serving.statistics import Statistics
+
+__all__ = ["ModelService", "batch_limits", "served_model"]
+
+logger = logging.getLogger("ray.serve.rayprism")
+
+
+def batch_limits(manifest: Manifest, config: UserConfig) -> BatchLimits:
+    """The bounds in force: the manifest's hints, overridden by the operator's `user_config`."""
+    hints = manifest.batching
+    max_rows = config.max_batch_rows or hints.max_rows
+    max_delay_s = hints.max_delay_s if config.max_delay_s is None else config.max_delay_s
+    return BatchLimits(
+        max_rows=max_rows if hints.batched else 1,
+        max_queue_rows=config.max_queue_rows,
+        max_cost=(config.max_batch_cost or hints.max_cost) if hints.ragged else None,
+        max_padding_share=hints.max_padding_share,
+        max_delay_s=max_delay_s,
+    )
+
+
+class ModelService:
+    """Answers requests with one loaded model version. Made and used on one event loop.
+
+    Args:
+        model: Loaded, warmed up, its golden example reproduced.
+        config: The `user_config` to begin with.
+    """
+
+    def __init__(self, model: LoadedModel, config: UserConfig) -> None:
+        self.manifest = model.manifest
+        self.config = config
+        self.config_error: str | None = None
+        """Why the newest `user_config` is not in force; None where it is."""
+        self.statistics = Statistics()
+        self._model = model
+        self._input_names = [spec.name for spec in self.manifest.inputs]
+        self._output_names = self.manifest.output_names
+        self._batched = self.manifest.batching.batched
+        self._loop = asyncio.get_running_loop()
+        self._preparer = ThreadPoolExecutor(1, "prepare") if model.has_prepare else None
+        self._scheduler = Scheduler(
+            model,
+            batch_limits(self.manifest, config),
+            ragged=self.manifest.batching.ragged,
+            ragged_outputs=self.manifest.batching.ragged_outputs,
+            batched=self._batched,
+            execution=self._execution(config),
+            statistics=self.statistics,
+        )
+
+    @property
+    def model_name(self) -> str:
+        """The model's name."""
+        return self.manifest.model
+
+    @property
+    def version(self) -> str:
+        """The version, as the protocol writes it."""
+        return str(self.manifest.version)
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return self._model.device
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The queue and the loop that feeds the model."""
+        return self._scheduler
+
+    def _execution(self, config: UserConfig) -> Execution:
+        return config.execution or self.manifest.batching.execution
+
+    def reconfigure(self, raw: Mapping[str, Any] | None) -> bool:
+        """Takes a new `user_config`; a faulty one is refused, and the last good one kept.
+
+        Returns:
+            Whether the new one is in force; else `config_error` says why not.
+        """
+        try:
+            config = parse_user_config(raw)
+        except ConfigInvalid as error:
+            self.config_error = str(error)
+            logger.error("The new user_config is refused, the last good one is kept. %s", error)
+            return False
+        self.config = config
+        self.config_error = None
+        self._scheduler.reconfigure(
+            batch_limits(self.manifest, config), self._execution(config)
+        )
+        return True
+
+    def check_target(self, model: str | None, version: str | None) -> None:
+        """Checks that a request means this model and version; None means whatever is here.
+
+        Raises:
+            NotFound: It means another.
+        """
+        if model is not None and model != self.manifest.model:
+            raise NotFound(
+                f"model {model!r} is not served here; here is {self.manifest.model!r} "
+                f"version {self.version}"
+            )
+        if version and version != self.version:
+            raise NotFound(
+                f"version {version!r} of model {self.manifest.model!r} is not served here; "
+                f"here is version {self.version}"
+            )
+
+    async def infer(self, request: InferRequest, request_id: str) -> Tensors:
+        """Answers one decoded request.
+
+        Returns:
+            The outputs that it asked for, in its order; all of them where it asked for none.
+
+        Raises:
+            RequestError: See `Scheduler.infer`; and InvalidInput for what the model does not take.
+        """
+        names = self._output_names
+        if request.outputs:
+            names = select_outputs(request, names)
+        tensors = request.tensors
+        rows = check_inputs(self.manifest.inputs, tensors, batched=self._batched)
+        if len(tensors) > 1:
+            # Requests that name their inputs in another order can share a batch, too.
+            tensors = {name: tensors[name] for name in self._input_names}
+        if self._preparer is not None:
+            tensors = await self._prepare(tensors, request_id)
+        config = self.config
+        outputs = await self._scheduler.infer(
+            tensors,
+            rows,
+            timeout_s=request.timeout_s or config.default_timeout_s,
+            priority=self._priority(request.priority, config),
+            request_id=request_id,
+        )
+        return {name: outputs[name] for name in names}
+
+    def _priority(self, asked: int, config: UserConfig) -> int:
+        if asked == 0:
+            return config.default_priority
+        if asked > config.priority_levels:
+            raise InvalidInput(
+                f"priority {asked}: allowed are 1 (first) to {config.priority_levels}, "
+                f"and 0 for the default, which is {config.default_priority}"
+            )
+        return asked
+
+    async def _prepare(self, tensors: Tensors, request_id: str) -> Tensors:
+        try:
+            return await self._loop.run_in_executor(
+                self._preparer, self._model.prepare, tensors
+            )
+        except RequestError:
+            raise
+        except Exception as error:
+            logger.error("Pre-processing failed on request %s.", request_id, exc_info=error)
+            raise ModelFailed(
+                "pre-processing failed on this request; the log of the replica has the details "
+                f"under request id {request_id}"
+            ) from None
+
+    async def close(self) -> None:
+        """Refuses what waits, ends the running batch, and frees the model."""
+        await self._scheduler.close()
+        if self._preparer is not None:
+            self._preparer.shutdown(wait=False)
+        self._model.close()
+
+    def served_model(self) -> ServedModel:
+        """What the protocol's metadata documents say of this version."""
+        limits = batch_limits(self.manifest, self.config)
+        return served_model(self.manifest, max_rows=limits.max_rows, max_delay_s=limits.max_delay_s)
+
+
+def served_model(manifest: Manifest, *, max_rows: int, max_delay_s: float) -> ServedModel:
+    """A manifest in the terms of the protocol's documents."""
+    raise NotImplementedError

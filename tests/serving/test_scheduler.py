@@ -1,0 +1,378 @@
+"""The scheduler against models that the test controls: nothing is lost, and faults stay alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayprism.core.batching import BatchLimits
+from rayprism.core.tensors import RaggedAxis, Tensors
+from rayprism.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    ModelFailed,
+    NotReady,
+    Overloaded,
+    TooLarge,
+)
+from rayprism.serving.scheduler import Scheduler
+from rayprism.serving.statistics import Statistics
+
+POISON = -1.0
+
+
+class DoublingModel:
+    """Doubles its input; raises on a poisoned row; can be held at a gate."""
+
+    def __init__(self, measured_run_s: float = 1.0) -> None:
+        self.measured_run_s = measured_run_s
+        self.batches: list[np.ndarray[Any, Any]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.threads: set[str] = set()
+
+    def run(self, batch: Tensors) -> Tensors:
+        self.threads.add(threading.current_thread().name)
+        self.batches.append(batch["x"].copy())
+        self.entered.set()
+        assert self.gate.wait(10)
+        if (batch["x"] == POISON).any():
+            raise ValueError("poisoned")
+        return {"y": batch["x"] * 2}
+
+
+@asynccontextmanager
+async def running(model: Any, **options: Any) -> AsyncIterator[Scheduler]:
+    limits = {"max_rows": 8, "max_queue_rows": 100, **options.pop("limits", {})}
+    scheduler = Scheduler(
+        model,
+        BatchLimits(**limits),
+        ragged=options.pop("ragged", {}),
+        statistics=options.pop("statistics", Statistics()),
+        **options,
+    )
+    try:
+        yield scheduler
+    finally:
+        if isinstance(model, DoublingModel):
+            model.gate.set()
+        await scheduler.close()
+
+
+def rows_of(*values: float) -> Tensors:
+    return {"x": np.array([[value] for value in values], np.float32)}
+
+
+def infer(
+    scheduler: Scheduler, *values: float, timeout_s: float = 30.0, priority: int = 0
+) -> asyncio.Task[Tensors]:
+    return asyncio.create_task(
+        scheduler.infer(
+            rows_of(*values), len(values), timeout_s=timeout_s, priority=priority, request_id="r"
+        )
+    )
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def hold(scheduler: Scheduler, model: DoublingModel) -> asyncio.Task[Tensors]:
+    """Keeps the model busy with one request until the gate opens."""
+    model.gate.clear()
+    model.entered.clear()
+    task = infer(scheduler, 99.0)
+    await until(model.entered.is_set)
+    model.batches.clear()
+    return task
+
+
+def test(function: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    def run() -> None:
+        asyncio.run(asyncio.wait_for(function(), 30))  # type: ignore[arg-type]
+
+    run.__name__ = function.__name__
+    run.__doc__ = function.__doc__
+    return run
+
+
+test.__test__ = False  # type: ignore[attr-defined]
+
+
+@test
+async def test_every_request_gets_its_own_rows_back() -> None:
+    model = DoublingModel()
+    async with running(model) as scheduler:
+        blocker = await hold(scheduler, model)
+        tasks = [infer(scheduler, *range(start, start + 3)) for start in (10, 20, 30)]
+        await until(lambda: scheduler.queued_rows == 9)
+        model.gate.set()
+        for task, start in zip(tasks, (10, 20, 30), strict=True):
+            assert (await task)["y"].ravel().tolist() == [2 * (start + i) for i in range(3)]
+        await blocker
+        assert [len(batch) for batch in model.batches] == [6, 3], "bound late, and in rows"
+
+
+@test
+async def test_a_request_larger_than_a_batch_is_split_and_put_together() -> None:
+    model = DoublingModel()
+    async with running(model) as scheduler:
+        outputs = await infer(scheduler, *range(20))
+        assert outputs["y"].ravel().tolist() == [2 * value for value in range(20)]
+        assert [len(batch) for batch in model.batches] == [8, 8, 4]
+
+
+@test
+async def test_only_the_request_at_fault_fails() -> None:
+    model = DoublingModel()
+    statistics = Statistics()
+    async with running(model, statistics=statistics) as scheduler:
+        blocker = await hold(scheduler, model)
+        good = [infer(scheduler, float(value)) for value in range(1, 6)]
+        bad = infer(scheduler, POISON)
+        more = infer(scheduler, 7.0)
+        await until(lambda: scheduler.queued_rows == 7)
+        model.gate.set()
+        with pytest.raises(ModelFailed, match="request id r"):
+            await bad
+        answers = [(await task)["y"][0, 0] for task in [*good, more]]
+        assert answers == [2, 4, 6, 8, 10, 14]
+        await blocker
+        assert statistics.failures == {"model_failed": 1}
+
+
+@test
+async def test_the_model_s_own_words_for_a_bad_request_reach_it() -> None:
+    class Picky(DoublingModel):
+        def run(self, batch: Tensors) -> Tensors:
+            if (batch["x"] == POISON).any():
+                raise InvalidInput("text 3 is empty")
+            return super().run(batch)
+
+    async with running(Picky()) as scheduler:
+        with pytest.raises(InvalidInput, match="text 3 is empty"):
+            await infer(scheduler, POISON)
+        assert (await infer(scheduler, 1.0))["y"].tolist() == [[2.0]]
+
+
+@test
+async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    model = DoublingModel()
+    async with running(model, limits={"max_queue_rows": 4}) as scheduler:
+        blocker = await hold(scheduler, model)
+        waiting = infer(scheduler, 1, 2, 3)
+        await until(lambda: scheduler.queued_rows == 3)
+        with pytest.raises(Overloaded, match="3 of 4 rows wait") as caught:
+            await infer(scheduler, 4, 5)
+        assert caught.value.retry_after_s > 0
+        model.gate.set()
+        assert len((await waiting)["y"]) == 3
+        await blocker
+        with pytest.raises(TooLarge, match="the queue holds 4"):
+            await infer(scheduler, 1, 2, 3, 4, 5)
+
+
+@test
+async def test_what_is_late_is_answered_at_its_deadline_and_never_run() -> None:
+    model = DoublingModel()
+    async with running(model) as scheduler:
+        blocker = await hold(scheduler, model)
+        late = infer(scheduler, 5.0, timeout_s=0.02)
+        with pytest.raises(DeadlineExceeded, match=r"within the 0.02 s"):
+            await late
+        model.gate.set()
+        await blocker
+        assert (await infer(scheduler, 6.0))["y"].tolist() == [[12.0]]
+        assert all((batch != 5.0).all() for batch in model.batches)
+
+
+@test
+async def test_a_running_request_is_answered_at_its_deadline_too() -> None:
+    model = DoublingModel()
+    async with running(model) as scheduler:
+        model.gate.clear()
+        late = infer(scheduler, 5.0, timeout_s=0.02)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert not model.gate.is_set()
+
+
+@test
+async def test_clients_that_left_are_not_run() -> None:
+    model = DoublingModel()
+    async with running(model) as scheduler:
+        blocker = await hold(scheduler, model)
+        gone = infer(scheduler, 5.0)
+        stays = infer(scheduler, 6.0)
+        await until(lambda: scheduler.queued_rows == 2)
+        gone.cancel()
+        await until(gone.done)
+        assert scheduler.queued_rows == 1
+        model.gate.set()
+        await stays
+        await blocker
+        assert [batch.ravel().tolist() for batch in model.batches] == [[6.0]]
+
+
+@test
+async def test_priority_goes_first() -> None:
+    model = DoublingModel()
+    async with running(model, limits={"max_rows": 1}) as scheduler:
+        blocker = await hold(scheduler, model)
+        tasks = [infer(scheduler, float(p), priority=p) for p in (3, 1, 2)]
+        await until(lambda: scheduler.queued_rows == 3)
+        model.gate.set()
+        await asyncio.gather(blocker, *tasks)
+        assert [batch[0, 0] for batch in model.batches] == [1.0, 2.0, 3.0]
+
+
+@test
+async def test_ragged_requests_are_padded_together_and_cut_apart() -> None:
+    class Echo(DoublingModel):
+        def run(self, batch: Tensors) -> Tensors:
+            super().run(batch)
+            return {"y": batch["x"] * 10}
+
+    model = Echo()
+    async with running(
+        model, ragged={"x": RaggedAxis(1, 7)}, ragged_outputs={"y": 1}
+    ) as scheduler:
+        blocker = asyncio.create_task(
+            scheduler.infer({"x": np.ones((1, 3), np.int64)}, 1, timeout_s=30)
+        )
+        model.gate.clear()
+        await until(model.entered.is_set)
+        model.batches.clear()
+        short = asyncio.create_task(
+            scheduler.infer({"x": np.array([[1, 2]])}, 1, timeout_s=30)
+        )
+        long = asyncio.create_task(
+            scheduler.infer({"x": np.array([[3, 4, 5, 6]])}, 1, timeout_s=30)
+        )
+        await until(lambda: scheduler.queued_rows == 2)
+        model.gate.set()
+        assert (await short)["y"].tolist() == [[10, 20]]
+        assert (await long)["y"].tolist() == [[30, 40, 50, 60]]
+        await blocker
+        assert model.batches[0].tolist() == [[1, 2, 7, 7], [3, 4, 5, 6]]
+
+
+@test
+async def test_tiny_models_run_on_the_event_loop_and_others_do_not() -> None:
+    here = threading.current_thread().name
+    for measured_run_s, inline in ((0.0001, True), (0.5, False)):
+        model = DoublingModel(measured_run_s)
+        async with running(model) as scheduler:
+            assert scheduler.inline is inline
+            await infer(scheduler, 1.0)
+            assert (here in model.threads) is inline
+    forced = DoublingModel(measured_run_s=0.5)
+    async with running(forced, execution="inline") as scheduler:
+        await infer(scheduler, 1.0)
+        assert here in forced.threads
+
+
+@test
+async def test_requests_of_one_turn_of_the_loop_share_an_inline_batch() -> None:
+    model = DoublingModel(measured_run_s=0.0001)
+    async with running(model) as scheduler:
+        answers = await asyncio.gather(*(infer(scheduler, float(i)) for i in range(5)))
+        assert [answer["y"][0, 0] for answer in answers] == [0, 2, 4, 6, 8]
+        assert [len(batch) for batch in model.batches] == [5]
+
+
+@test
+async def test_inline_faults_are_bisected_too() -> None:
+    model = DoublingModel(measured_run_s=0.0001)
+    async with running(model) as scheduler:
+        values = [1.0, POISON, 3.0, 4.0]
+        answers = await asyncio.gather(
+            *(infer(scheduler, value) for value in values), return_exceptions=True
+        )
+        assert isinstance(answers[1], ModelFailed)
+        good = [answers[i]["y"][0, 0] for i in (0, 2, 3)]  # type: ignore[index]
+        assert good == [2, 6, 8]
+
+
+@test
+async def test_a_model_that_turns_slow_leaves_the_event_loop() -> None:
+    class Slow(DoublingModel):
+        def run(self, batch: Tensors) -> Tensors:
+            threading.Event().wait(0.02)
+            return super().run(batch)
+
+    model = Slow(measured_run_s=0.0001)
+    async with running(model) as scheduler:
+        await infer(scheduler, 1.0)
+        assert not scheduler.inline
+        assert (await infer(scheduler, 2.0))["y"].tolist() == [[4.0]]
+
+
+@test
+async def test_new_limits_hold_for_what_already_waits() -> None:
+    model = DoublingModel()
+    async with running(model) as scheduler:
+        blocker = await hold(scheduler, model)
+        tasks = [infer(scheduler, float(i)) for i in range(4)]
+        await until(lambda: scheduler.queued_rows == 4)
+        scheduler.reconfigure(BatchLimits(max_rows=2, max_queue_rows=100), "auto")
+        model.gate.set()
+        await asyncio.gather(blocker, *tasks)
+        assert [len(batch) for batch in model.batches] == [2, 2]
+
+
+@test
+async def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
+    model = DoublingModel()
+    async with running(model) as scheduler:
+        blocker = await hold(scheduler, model)
+        waiting = infer(scheduler, 1.0)
+        await until(lambda: scheduler.queued_rows == 1)
+        closing = asyncio.create_task(scheduler.close())
+        with pytest.raises(NotReady):
+            await waiting
+        model.gate.set()
+        await closing
+        assert (await blocker)["y"].tolist() == [[198.0]]
+        with pytest.raises(NotReady):
+            await infer(scheduler, 1.0)
+
+
+@test
+async def test_a_storm_of_requests_loses_none() -> None:
+    """Random sizes, poisons, cancellations and deadlines: each request ends in exactly one way."""
+    generator = np.random.default_rng(7)
+    model = DoublingModel()
+    outcomes: list[str] = []
+    async with running(model, limits={"max_queue_rows": 200}) as scheduler:
+
+        async def one(number: int) -> None:
+            values = generator.integers(1, 1000, generator.integers(1, 20)).astype(float)
+            poisoned = generator.random() < 0.1
+            if poisoned:
+                values[0] = POISON
+            await asyncio.sleep(float(generator.random()) * 0.05)
+            timeout_s = 0.001 if generator.random() < 0.1 else 20.0
+            try:
+                outputs = await infer(scheduler, *values, timeout_s=timeout_s)
+            except (ModelFailed, DeadlineExceeded, Overloaded) as error:
+                assert poisoned or not isinstance(error, ModelFailed)
+                outcomes.append(error.code)
+            else:
+                assert not poisoned
+                assert outputs["y"].ravel().tolist() == [2 * value for value in values]
+                outcomes.append("served")
+
+        await asyncio.gather(*(one(number) for number in range(400)))
+        assert scheduler.queued_rows == 0
+    assert len(outcomes) == 400
+    assert outcomes.count("served") > 50
