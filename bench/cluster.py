@@ -18,8 +18,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.processes import MARKER, end_marked
+from rayprism.fleet.environment import cluster_environment
+from rayprism.fleet.processes import end_processes
 
-__all__ = ["BenchCluster", "ClusterFailed", "clean_environment", "free_ports", "haproxy_places"]
+__all__ = [
+    "BenchCluster",
+    "ClusterFailed",
+    "clean_environment",
+    "free_ports",
+]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_TIMEOUT_S = 90.0
@@ -59,19 +66,14 @@ def clean_environment(marker: str) -> dict[str, str]:
     }
 
 
-def haproxy_places(folder: Path) -> dict[str, str]:
-    """Ports and files for a second HAProxy on a machine; nothing that changes its speed."""
+def _ports_of_its_own() -> dict[str, str]:
+    """So that the cluster may stand beside others; nothing here changes its speed."""
     metrics, stats, http, grpc = free_ports(4)
     return {
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "33000",
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "33999",
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "43000",
@@ -84,14 +86,13 @@ class BenchCluster:
 
     Args:
         marker: Of the run; see `bench.processes`.
-        environment: Set for the whole cluster, on top of a clean environment. Empty: Ray's
-            defaults.
+        rayprism: Whether its environment is what `rayprism up` sets, or Ray's defaults.
         cpus: Logical ones, which bound how many replicas there may be, not how fast they are.
     """
 
-    def __init__(self, marker: str, environment: Mapping[str, str], cpus: int = 4) -> None:
+    def __init__(self, marker: str, *, rayprism: bool, cpus: int = 4) -> None:
         self._marker = marker
-        self._environment = dict(environment)
+        self._rayprism = rayprism
         self._cpus = cpus
         # Short: sockets in it may have no more than 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="rpb-"))
@@ -133,12 +134,14 @@ class BenchCluster:
         return self._folder / "session_latest" / "logs" / "serve"
 
     def _start(self) -> None:
-        environment = {**clean_environment(self._marker), **self._environment}
-        if environment.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
-            environment |= haproxy_places(self._folder)
+        environment = clean_environment(self._marker)
+        if self._rayprism:
+            environment |= _ports_of_its_own()
+            environment = cluster_environment(self._marker, self._folder, None, base=environment)
         command = [
             *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
-            "--node-ip-address=127.0.0.1",
+            # Ray takes this loopback address as it is, and 127.0.0.1 as that of the network.
+            "--node-ip-address=127.0.0.2",
             f"--num-cpus={self._cpus}",
             "--object-store-memory=200000000",
             f"--temp-dir={self._folder}",
@@ -234,6 +237,8 @@ class BenchCluster:
                 self._process.kill()
                 self._process.wait()
         end_marked(self._marker)
+        # Some of Ray's processes write their title over their environment, and the mark with it.
+        end_processes(self._marker, self._folder)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

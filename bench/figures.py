@@ -12,6 +12,7 @@ __all__ = [
     "Verdict",
     "across_phases",
     "clean",
+    "cpu_groups",
     "median_of",
     "paired_ratio",
     "per_request_us",
@@ -143,3 +144,30 @@ def per_request_us(samples: Sequence[Sample]) -> dict[str, float]:
         for role, value in sample["cpu_s"].items():
             seconds[role] = seconds.get(role, 0.0) + value
     return {role: value / requests * 1e6 for role, value in seconds.items() if value > 0}
+
+
+def cpu_groups(by_role: Mapping[str, float], application: str | None) -> dict[str, float]:
+    """Puts the roles of `bench.processes` together, as one server's figures.
+
+    Args:
+        by_role: Any amounts by role.
+        application: The Serve application that was under load; None for the peer without Ray,
+            which has no proxy either.
+
+    Returns:
+        `server`, `proxy`, `client`, and `rest`: what went on beside it.
+    """
+    groups = {"server": 0.0, "proxy": 0.0, "client": 0.0, "rest": 0.0}
+    for role, amount in by_role.items():
+        if role == "load":
+            groups["client"] += amount
+        elif role == "bare":
+            groups["rest" if application else "server"] += amount
+        elif role.startswith("replica:"):
+            mine = role.split(":")[1] == application
+            groups["server" if mine else "rest"] += amount
+        elif role in ("haproxy", "proxy"):
+            groups["proxy" if application else "rest"] += amount
+        else:
+            groups["rest"] += amount
+    return groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -17,7 +18,7 @@ __all__ = ["MARKER", "CpuMeter", "CpuUse", "end_marked", "marked", "new_marker",
 MARKER = "RAYPRISM_BENCH_RUN"
 """Environment variable that every process of a run inherits, so that none is left behind."""
 
-_REPLICA = re.compile(r"ray::ServeReplica:([^:]+):(\S+)")
+_REPLICA = re.compile(r"ray::ServeReplica:([^:]+):([^.\s]+)")
 
 
 def new_marker() -> str:
@@ -50,17 +51,17 @@ def marked(value: str) -> list[psutil.Process]:
     Args:
         value: A run's marker, or that of a part of it: parts are `RUN/PART`.
     """
-    found = []
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
-        try:
+        with contextlib.suppress(psutil.Error, OSError):
             mark = process.environ().get(MARKER, "")
             if mark == value or mark.startswith(f"{value}/"):
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
+                found[process.pid] = process
+                # Some of Ray's processes write their title over their environment.
+                found |= {child.pid: child for child in process.children(recursive=True)}
+    return list(found.values())
 
 
 def end_marked(value: str, grace_s: float = 3.0) -> int:
@@ -98,9 +99,7 @@ class CpuUse:
 
     def per_request_s(self, requests: int) -> dict[str, float]:
         """CPU seconds for each request, by role; roles that did nothing are left out."""
-        return {
-            role: seconds / requests for role, seconds in self.by_role.items() if seconds > 0
-        }
+        return {role: seconds / requests for role, seconds in self.by_role.items() if seconds > 0}
 
 
 class CpuMeter:
@@ -110,7 +109,7 @@ class CpuMeter:
     """
 
     def __init__(self, marker: str) -> None:
-        self._processes = {process: role for process, role in _roles(marker)}
+        self._processes = dict(_roles(marker))
         self._at_start = self._seconds()
         self._busy_at_start = _busy_s()
         self._load_at_start = _children_s()

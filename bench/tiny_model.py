@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ __all__ = [
     "expected",
     "infer_body",
     "infer_path",
+    "push",
     "sample_row",
     "session_of",
     "write_onnx",
@@ -96,5 +96,10 @@ def expected(path: Path) -> float:
     return float(session_of(path).run([OUTPUT], {INPUT: sample_row()})[0][0, 0])
 
 
-if __name__ == "__main__":
-    write_onnx(Path(sys.argv[1]))
+def push(model_file: Path, repository: Path) -> None:
+    """Pushes the model as version 1 of a repository, if that is not there yet."""
+    from rayprism.models.push import push_model
+    from rayprism.models.repository import Repository
+
+    if not (repository / MODEL / "1").exists():
+        push_model(Repository(repository), MODEL, model_file, example={INPUT: sample_row()})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
-from flights_data import NUMBERS, STRINGS
+from flights_data import NUMBERS, SEED, STRINGS
 from onnx import TensorProto, helper
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import Int64TensorType, StringTensorType
@@ -22,7 +22,6 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 OUTPUT = "delayed_probability"
-SEED = 2013
 
 LOGISTIC = {"max_iter": 200, "random_state": SEED}
 BOOSTING = {

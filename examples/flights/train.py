@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument(
         "--force", action="store_true", help="train and push again what is already there"
     )
+    parser.add_argument(
+        "--rows", type=Path, default=ROWS_FILE, help="where to write a request that curl can send"
+    )
     arguments = parser.parse_args()
 
     repository = Repository(arguments.repository)
@@ -54,7 +57,7 @@ def main() -> None:
         f"{len(flights):,} flights of 2013. {int((~flown).sum()):,} have no arrival delay "
         "(cancelled or diverted): predicted, but used neither for training nor for evaluation."
     )
-    ROWS_FILE.write_text(example_request(flights), encoding="utf-8")
+    arguments.rows.write_text(example_request(flights), encoding="utf-8")
     digest = data.data_digest()
 
     versions = []
@@ -155,7 +158,9 @@ def example_request(flights: pd.DataFrame) -> str:
         json.dumps(TensorValue.from_array(name, array).model_dump(mode="json"))
         for name, array in inputs.items()
     ]
-    return '{\n  "id": "five-flights",\n  "inputs": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n"
+    return (
+        '{\n  "id": "flights-of-2013",\n  "inputs": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n"
+    )
 
 
 def describe_quality(versions: Sequence[ModelVersion]) -> str:

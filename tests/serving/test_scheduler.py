@@ -243,18 +243,14 @@ async def test_ragged_requests_are_padded_together_and_cut_apart() -> None:
             return {"y": batch["x"] * 10}
 
     model = Echo()
-    async with running(
-        model, ragged={"x": RaggedAxis(1, 7)}, ragged_outputs={"y": 1}
-    ) as scheduler:
+    async with running(model, ragged={"x": RaggedAxis(1, 7)}, ragged_outputs={"y": 1}) as scheduler:
         blocker = asyncio.create_task(
             scheduler.infer({"x": np.ones((1, 3), np.int64)}, 1, timeout_s=30)
         )
         model.gate.clear()
         await until(model.entered.is_set)
         model.batches.clear()
-        short = asyncio.create_task(
-            scheduler.infer({"x": np.array([[1, 2]])}, 1, timeout_s=30)
-        )
+        short = asyncio.create_task(scheduler.infer({"x": np.array([[1, 2]])}, 1, timeout_s=30))
         long = asyncio.create_task(
             scheduler.infer({"x": np.array([[3, 4, 5, 6]])}, 1, timeout_s=30)
         )
@@ -313,6 +309,9 @@ async def test_a_model_that_turns_slow_leaves_the_event_loop() -> None:
     model = Slow(measured_run_s=0.0001)
     async with running(model) as scheduler:
         await infer(scheduler, 1.0)
+        assert scheduler.inline, "one slow batch may be the machine's fault"
+        for _ in range(4):
+            await infer(scheduler, 1.0)
         assert not scheduler.inline
         assert (await infer(scheduler, 2.0))["y"].tolist() == [[4.0]]
 

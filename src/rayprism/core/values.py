@@ -48,7 +48,8 @@ def _rules(datatype: Datatype) -> tuple[frozenset[type], str]:
         return frozenset({bool}), "true and false"
     if datatype.is_float:
         return frozenset({float, int, _NULL}), "numbers, and null for NaN"
-    return frozenset({int}), "whole numbers"
+    limits = np.iinfo(numpy_dtype(datatype))
+    return frozenset({int}), f"whole numbers from {limits.min} to {limits.max}"
 
 
 _RULES = {datatype: _rules(datatype) for datatype in Datatype}
@@ -95,7 +96,7 @@ def array_from_values(name: str, datatype: Datatype, shape: tuple[int, ...], dat
     packed = np.dtype(np.float32) if datatype is Datatype.BF16 else numpy_dtype(datatype)
     array = _empty(name, shape, packed)
     try:
-        struct.pack_into(f"={count}{_FORMATS[datatype]}", array, 0, *flat)
+        struct.pack_into(f"={count}{_FORMATS[datatype]}", array.data, 0, *flat)
     except (struct.error, OverflowError):
         raise InvalidInput(_out_of_range(name, datatype, flat)) from None
     return _to_bf16(name, array) if datatype is Datatype.BF16 else array

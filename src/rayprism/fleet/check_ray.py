@@ -64,7 +64,9 @@ def ray_warnings(document: Document) -> list[Fault]:
     return [
         document.fault(path, f"{value!r} is a number written as a string. Take the quotes off")
         for path, value, annotation in _fields(ServeDeploySchema, document.data, "")
-        if isinstance(value, str) and _takes_only_numbers(annotation) and _is_number(value)
+        if isinstance(value, str)
+        and _takes(annotation, (int, float), (bool, dict, str))
+        and _is_number(value)
     ]
 
 
@@ -82,33 +84,54 @@ def _schema_faults(schema: type[BaseModel], data: Any, path: str) -> Iterator[tu
     for _ in range(len(data) + 1):
         try:
             schema.model_validate(_copy(left))
+            return
         except ValidationError as error:
-            blamed = []
-            for item in error.errors(include_url=False):
-                where, message = _place(item, left)
-                if item["type"] == "extra_forbidden":
-                    continue  # `_swallowed` says it with a suggestion
-                # What was taken away goes back to its default, which may clash with what is left.
-                if message == "missing" or message not in said:
-                    yield _join(path, where), message
-                said.add(message)
-                if where and where[0] in left and isinstance(where[0], str):
-                    blamed.append(where[0])
-            if not blamed:
-                return
-            left = {key: value for key, value in left.items() if key not in blamed}
-            if any(field in blamed for field in _required(schema)):
-                return  # leaving it out would be a fault of our own making
+            problems, blamed = _problems(error, left)
         except Exception as error:
             # Validators of Ray that trip over a wrong type raise whatever Python raised.
             yield path, f"Ray cannot read this: {type(error).__name__}: {error}"
             return
+        for place, message in problems.items():
+            # What was taken away goes back to its default, which may clash with what is left.
+            if message == "missing" or message not in said:
+                yield _join(path, place), message
+            said.add(message)
+        left = {key: value for key, value in left.items() if key not in blamed}
+        if not blamed or any(name in blamed for name in _required(schema)):
+            return  # what comes next would be of our own making
+
+
+def _problems(
+    error: ValidationError, data: Mapping[str, Any]
+) -> tuple[dict[tuple[str | int, ...], str], set[str]]:
+    """What a validation says, by place, and the keys that are to blame for it."""
+    problems: dict[tuple[str | int, ...], str] = {}
+    blamed: set[str] = set()
+    for item in error.errors(include_url=False):
+        if item["type"] == "extra_forbidden":
+            continue  # `_swallowed` says it, with a suggestion
+        place = _place(item["loc"], data, is_missing=item["type"] == "missing")
+        message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        if item["type"] == "missing":
+            message = "missing"
+        elif place:
+            given = item.get("input")
+            if not isinstance(given, (dict, list)) and "got" not in message.lower():
+                message = f"{message}; got {given!r:.80}"
         else:
-            return
+            # A validator of the whole: whatever it names is to blame, the first most of all.
+            named = _named_keys(message, data)
+            blamed.update(named)
+            place = tuple(named[:1])
+        if place and place[0] in data:
+            blamed.add(str(place[0]))
+        # Each branch of a union complains for itself.
+        problems[place] = f"{problems[place]}, or: {message}" if place in problems else message
+    return problems, blamed
 
 
 def _join(path: str, parts: tuple[str | int, ...]) -> str:
-        for part in parts:
+    for part in parts:
         path = join_path(path, part)
     return path
 
@@ -139,33 +162,30 @@ def _without(data: dict[str, Any], path: str, children: list[str]) -> dict[str, 
     return left
 
 
-def _place(item: Any, data: Any) -> tuple[tuple[str | int, ...], str]:
-    """Where in the file a pydantic error is, and what it says."""
+def _place(
+    location: tuple[str | int, ...], data: Any, *, is_missing: bool
+) -> tuple[str | int, ...]:
+    """Where in the file a pydantic error is."""
     place: list[str | int] = []
-    here = data
-    for part in item["loc"]:
-        if isinstance(here, dict) and (part in here or item["type"] == "missing"):
+    for part in location:
+        if isinstance(data, dict) and (part in data or is_missing):
             place.append(part)
-            here = here.get(part)
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
             place.append(part)
-            here = here[part]
+            data = data[part]
         # Anything else names a branch of a union or a validator, not a place in the file.
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if item["type"] == "missing":
-        return tuple(place), "missing"
-    if not place and isinstance(data, dict):
-        blamed = [
-            (match.start(), key)
-            for key in data
-            if (match := re.search(rf"\b{re.escape(str(key))}\b", message))
-        ]
-        if blamed:
-            return (min(blamed)[1],), message
-    given = item.get("input")
-    if not isinstance(given, (dict, list)) and repr(given) not in message:
-        message = f"{message}; got {given!r:.80}"
-    return tuple(place), message
+    return tuple(place)
+
+
+def _named_keys(message: str, data: Mapping[str, Any]) -> list[str]:
+    """The keys of `data` that a message names, in its order."""
+    found = [
+        (match.start(), str(key))
+        for key in data
+        if (match := re.search(rf"\b{re.escape(str(key))}\b", message))
+    ]
+    return [key for _, key in sorted(found)]
 
 
 def _swallowed(schema: type[BaseModel], data: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -179,7 +199,11 @@ def _swallowed(schema: type[BaseModel], data: Any, path: str) -> Iterator[tuple[
             yield join_path(path, key), f"unknown key, which Ray ignores.{hint}"
     for name, value in data.items():
         field = known.get(name)
-        if isinstance(value, bool) and field is not None and _takes_only_numbers(field):
+        if (
+            isinstance(value, bool)
+            and field is not None
+            and _takes(field, (int, float), (bool, dict))
+        ):
             yield join_path(path, name), f"{str(value).lower()} is not a number"
     for child_schema, value, child_path in _children(schema, data, path):
         yield from _swallowed(child_schema, value, child_path)
@@ -241,13 +265,12 @@ def _takes_list(annotation: Any) -> bool:
     return any(_takes_list(argument) for argument in typing.get_args(annotation))
 
 
-def _takes_only_numbers(annotation: Any) -> bool:
+def _takes(annotation: Any, some: tuple[type, ...], none: tuple[type, ...]) -> bool:
+    """Whether a field takes one of `some` types and none of the others."""
     if typing.get_origin(annotation) in (list, dict):
         return False
     leaves = list(_leaves(annotation))
-    return any(leaf in (int, float) for leaf in leaves) and not any(
-        leaf in (str, bool, dict) for leaf in leaves
-    )
+    return any(leaf in some for leaf in leaves) and not any(leaf in none for leaf in leaves)
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from rayprism.core.tensors import Array, Datatype, Tensors, TensorSpec, numpy_dtype, suggest
+from rayprism.core.tensors import (
+    Array,
+    Datatype,
+    Tensors,
+    TensorSpec,
+    datatype_of,
+    numpy_dtype,
+    suggest,
+)
 from rayprism.core.values import array_from_values
 from rayprism.errors import ConfigInvalid, Fault, InvalidInput
 from rayprism.models.manifest import TensorValue, faults_of
@@ -110,7 +118,8 @@ def read_example(example: Path | Mapping[str, Any]) -> Example:
         source, raw = "example", example
     else:
         source, raw = str(example), _read_json(Path(example))
-    inputs, outputs = raw, {}
+    inputs: Mapping[str, Any] = raw
+    outputs: Mapping[str, Any] = {}
     if isinstance(raw.get("inputs"), list | Mapping) and not _is_nested(raw["inputs"]):
         inputs = _named(source, "inputs", raw["inputs"])
         outputs = _named(source, "outputs", raw.get("outputs") or {})
@@ -199,8 +208,6 @@ def _nested_shape(value: Any) -> tuple[int, ...]:
 
 
 def _datatype(source: str, name: str, array: Array) -> Datatype:
-    from rayprism.core.tensors import datatype_of
-
     try:
         return datatype_of(array)
     except ValueError as error:

@@ -23,6 +23,7 @@ from rayprism.core.tensors import (
     count_rows,
     datatype_of,
     numpy_dtype,
+    ragged_length,
 )
 from rayprism.errors import (
     CodeNotAllowed,
@@ -33,7 +34,7 @@ from rayprism.errors import (
     RayprismError,
 )
 from rayprism.models.batches import fixed_rows, plain_outputs, resize_rows, run_fixed
-from rayprism.models.manifest import Manifest
+from rayprism.models.manifest import Batching, Manifest
 from rayprism.models.python import Processor
 from rayprism.models.repository import ModelVersion
 from rayprism.models.runtime import Device, Runtime, RuntimeSettings, Signature, open_runtime
@@ -165,7 +166,7 @@ def load_model(
         version.verify()
     check_code_allowed(manifest.runs_code, allow_code, f"{manifest.model} {manifest.version}")
     with _timed(load_s, "open"):
-        model = _open(version, RuntimeSettings(threads, device, manifest.options))
+        model = _open(version, RuntimeSettings(threads, device, manifest.options, allow_code))
     try:
         example = _example(model)
         with _timed(load_s, "warm_up"):
@@ -323,7 +324,7 @@ def _warm_up(model: LoadedModel, example: Tensors) -> None:
     else:
         rows = 1 if model._fixed_rows is None else model._fixed_rows
         taken_s = _timed_run(model, resize_rows(example, rows))
-        largest = max(batching.max_rows, rows)
+        largest = max(_most_rows(batching, example), rows)
         if largest > rows:
             estimate_s = taken_s * largest / rows
             if estimate_s <= _WARM_UP_LIMIT_S:
@@ -338,6 +339,12 @@ def _warm_up(model: LoadedModel, example: Tensors) -> None:
     for shapes in model.manifest.warmup:
         _timed_run(model, {name: np.resize(example[name], shape) for name, shape in shapes.items()})
     model.notes = tuple(notes)
+
+
+def _most_rows(batching: Batching, example: Tensors) -> int:
+    if batching.max_cost is None:
+        return batching.max_rows
+    return min(batching.max_rows, batching.max_cost // ragged_length(example, batching.ragged))
 
 
 def _timed_run(model: LoadedModel, batch: Tensors) -> float:

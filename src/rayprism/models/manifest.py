@@ -300,7 +300,8 @@ class Manifest(_Frozen):
                 problems.append("batching.ragged_outputs needs batching.ragged")
             elif name not in outer or axis >= len(outer[name].shape):
                 problems.append(
-                    f"batching.ragged_outputs: {name!r} with an axis {axis} is not among the outputs"
+                    f"batching.ragged_outputs: {name!r} with an axis {axis} is not among the "
+                    "outputs"
                 )
         for index, shapes in enumerate(self.warmup):
             if shapes.keys() != inner.keys():
@@ -382,7 +383,7 @@ def faults_of(error: ValidationError, prefix: str = "") -> list[Fault]:
             path += f"[{part}]" if isinstance(part, int) else (f".{part}" if path else str(part))
         message = item["msg"].removeprefix("Value error, ")
         given = item.get("input")
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = "unknown key"
         elif item["type"] != "missing" and not isinstance(given, (Mapping, BaseModel, np.ndarray)):
             message = f"{message}; got {given!r:.80}"

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from rayprism.core.tensors import Array, Datatype, Tensors, TensorSpec, suggest
-from rayprism.errors import LoadFailed
+from rayprism.errors import InvalidInput, LoadFailed
 from rayprism.models.runtime import RuntimeSettings, Signature, gpu_is_assigned, runtime_options
 
 __all__ = ["OnnxRuntime"]
@@ -111,7 +111,7 @@ class OnnxRuntime:
     def _run_strings(self, inputs: Tensors) -> Tensors:
         feed = dict(inputs)
         for name in self._string_inputs:
-            feed[name] = _to_text(inputs[name])
+            feed[name] = _to_text(name, inputs[name])
         outputs = dict(zip(self._names, self._session.run(self._names, feed), strict=True))
         for name in self._string_outputs:
             outputs[name] = _to_bytes(outputs[name])
@@ -126,9 +126,12 @@ def _of_strings(specs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
     return tuple(spec.name for spec in specs if spec.datatype is Datatype.BYTES)
 
 
-def _to_text(array: Array) -> Array:
+def _to_text(name: str, array: Array) -> Array:
     text = np.empty(array.size, object)
-    text[:] = [item.decode() for item in array.ravel()]
+    try:
+        text[:] = [item.decode() for item in array.ravel()]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"input {name!r}: an element is not UTF-8 ({error.reason})") from None
     return text.reshape(array.shape)
 
 

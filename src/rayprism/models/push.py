@@ -46,6 +46,7 @@ from rayprism.models.manifest import (
     faults_of,
 )
 from rayprism.models.repository import ModelVersion, Repository, describe_files
+from rayprism.models.runtime import RuntimeSettings
 from rayprism.models.source import Source, find_source, git_state
 from rayprism.models.trial import Trial, TrialResult
 
@@ -131,6 +132,7 @@ def push_model(
         outputs=tuple(outputs),
         runtime_inputs=tuple(runtime_inputs),
         options=dict(options or {}),
+        allow_code=allow_code,
     )
     version = repository.add_version(model, draft.write)
     return PushResult(version, tuple(draft.warnings))
@@ -151,6 +153,7 @@ class _Draft:
     outputs: tuple[TensorSpec, ...]
     runtime_inputs: tuple[TensorSpec, ...]
     options: dict[str, Any]
+    allow_code: bool
     warnings: list[str] = field(default_factory=list)
 
     def write(self, number: int, folder: Path) -> Manifest:
@@ -159,7 +162,9 @@ class _Draft:
         manifest = self._describe(number, folder)
         # As a replica will read it: whatever JSON cannot carry shows here.
         manifest = Manifest.from_json(manifest.to_json(), f"{self.model} {number}")
-        loaded = load_model(ModelVersion(folder, manifest), allow_code=True, device="cpu")
+        loaded = load_model(
+            ModelVersion(folder, manifest), allow_code=self.allow_code, device="cpu"
+        )
         try:
             self.warnings.extend(loaded.notes)
             self.warnings.extend(_check_rows(loaded))
@@ -173,7 +178,7 @@ class _Draft:
             self.model,
             folder,
             self.found,
-            self.options,
+            RuntimeSettings(device="cpu", options=self.options, allow_code=self.allow_code),
             inputs=self.inputs,
             runtime_inputs=self.runtime_inputs,
             outputs=self.outputs,
@@ -314,10 +319,11 @@ def _check_padding(loaded: LoadedModel) -> list[str]:
             f"answer: {'; '.join(map(str, differences))}. Mend: give the mask as an input that is "
             "padded with 0, mask in postprocess, or leave the axis out of batching.ragged"
         )
-    if longer:
+    forgotten = [name for name in longer if name not in loaded.manifest.batching.ragged_outputs]
+    if forgotten:
         return [
-            f"outputs {', '.join(longer)} grow with the padding: in a batch clients get the "
-            "padded length. Cut or pool them in postprocess"
+            f"outputs {', '.join(forgotten)} grow with the padding: in a batch clients get the "
+            "padded length. Name them in batching.ragged_outputs, or pool them in postprocess"
         ]
     return []
 

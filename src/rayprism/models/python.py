@@ -31,6 +31,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
@@ -132,7 +133,7 @@ def load_class(folder: Path, code: Code) -> type[Any]:
     _Finder.add(package, folder)
     name = ".".join((package, *parts))
     try:
-        module = __import__(name, fromlist=["*"])
+        module = import_module(name)
     except Exception as error:
         where = f"{type(error).__name__}: {error}"
         raise LoadFailed(f"{path.name}: importing it raised {where}") from error

@@ -197,11 +197,10 @@ class Repository:
         """
         home = self.root / _checked(model)
         try:
-            home.mkdir(parents=True, exist_ok=True)
             _remove_stale_pushes(home)
             # Not tempfile.mkdtemp: its 0700 would hide the version from a replica's user.
             staged = home / f"{_PUSH_PREFIX}{secrets.token_hex(8)}"
-            staged.mkdir()
+            staged.mkdir(parents=True)
         except OSError as error:
             raise RepositoryError(f"{home} cannot be written: {error}") from error
         try:

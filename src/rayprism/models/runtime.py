@@ -55,11 +55,13 @@ class RuntimeSettings:
         device: `auto` takes a GPU where CUDA_VISIBLE_DEVICES names one, as Ray does for a
             replica that has one.
         options: The manifest's `options`; a runtime reads the part under its own name.
+        allow_code: Whether loading may run code that is in the model file.
     """
 
     threads: int = 1
     device: Device = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
+    allow_code: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 1:

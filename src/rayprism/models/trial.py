@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rayprism.core.tensors import (
     Tensors,
@@ -81,7 +81,7 @@ class Trial:
         model: str,
         folder: Path,
         found: Source,
-        options: Mapping[str, Any],
+        settings: RuntimeSettings,
         *,
         inputs: tuple[TensorSpec, ...],
         runtime_inputs: tuple[TensorSpec, ...],
@@ -90,14 +90,14 @@ class Trial:
         """Opens the runtime and the processor; see `push_model` for the arguments."""
         processor = None
         if found.code is not None and found.runtime != "python":
-            processor = Processor(folder, found.code, options)
+            processor = Processor(folder, found.code, settings.options)
         makes_outputs = processor is not None and processor.postprocess is not None
         makes_inputs = processor is not None and processor.preprocess is not None
         runtime = open_runtime(
             found.runtime,
             folder,
             found.file,
-            RuntimeSettings(device="cpu", options=options),
+            settings,
             inputs=runtime_inputs or (() if makes_inputs else inputs),
             outputs=() if makes_outputs else outputs,
             code=found.code,

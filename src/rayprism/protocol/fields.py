@@ -213,9 +213,7 @@ def _whole_number(name: str, value: Any, allowed: str) -> int:
 
 
 def _wrong_parameter(name: str, value: Any, allowed: str) -> InvalidInput:
-    return InvalidInput(
-        f"parameters.{name[:64]} is {describe_value(value)}, allowed is {allowed}"
-    )
+    return InvalidInput(f"parameters.{name[:64]} is {describe_value(value)}, allowed is {allowed}")
 
 
 def _given(value: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from rayprism.core.tensors import Array, Datatype, Tensors, suggest
-from rayprism.core.values import array_from_values, describe_value, values_from_array
+from rayprism.core.values import array_from_values, describe_value
 from rayprism.errors import InvalidInput, ModelFailed, Unsupported
 from rayprism.protocol.fields import (
     MAX_TENSORS,
@@ -26,7 +26,7 @@ from rayprism.protocol.fields import (
     refuse_shared_memory,
 )
 from rayprism.protocol.messages import InferRequest, RequestedOutput
-from rayprism.protocol.raw import array_from_raw, output_array, raw_from_array
+from rayprism.protocol.raw import array_from_raw, output_array, output_elements, raw_from_array
 from rayprism.protocol.select import select_outputs
 
 __all__ = ["decode_infer_request", "encode_infer_response", "select_outputs"]
@@ -284,8 +284,8 @@ def _describe(name: str, array: Array, binary: bool, chunks: list[Any]) -> dict[
         chunks.append(chunk)
     elif datatype is Datatype.BYTES:
         try:
-            described["data"] = values_from_array(array)
-        except ValueError:
+            described["data"] = [value.decode() for value in output_elements(name, array)]
+        except UnicodeDecodeError:
             raise InvalidInput(
                 f"output {name!r} holds bytes that are not UTF-8, which JSON cannot carry: ask for "
                 "it as binary tensor data (parameters.binary_data of the output, or "

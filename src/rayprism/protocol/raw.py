@@ -18,7 +18,7 @@ from rayprism.core.tensors import Array, Datatype, datatype_of, item_size_bytes,
 from rayprism.errors import InvalidInput, ModelFailed
 from rayprism.protocol.fields import check_count
 
-__all__ = ["array_from_raw", "output_array", "raw_from_array"]
+__all__ = ["array_from_raw", "output_array", "output_elements", "raw_from_array"]
 
 if sys.byteorder != "little":
     raise ImportError("rayprism needs a little-endian machine: tensors are taken as they come")
@@ -54,11 +54,10 @@ def array_from_raw(
     """
     count = check_count(f"input {name!r}", shape)
     if datatype is Datatype.BYTES:
-        array = np.empty(shape if count == 0 else count, np.object_)
         elements = _bytes_elements(name, shape, count, raw, start, stop)
-        if count:
-            array[:] = elements
-        return array.reshape(shape)
+        array = np.empty(shape, np.object_)
+        array.reshape(-1)[:] = elements
+        return array
     width = item_size_bytes(datatype) or 1
     if stop - start != count * width:
         raise InvalidInput(
@@ -72,7 +71,8 @@ def array_from_raw(
         if wrong.any():
             index = int(wrong.argmax())
             raise InvalidInput(
-                f"input {name!r}: byte {index} is {raw[start + index]}, allowed for BOOL are 0 and 1"
+                f"input {name!r}: byte {index} is {raw[start + index]}, "
+                "allowed for BOOL are 0 and 1"
             )
     array = np.frombuffer(raw, numpy_dtype(datatype), count, start)
     if not array.flags.aligned:
@@ -140,23 +140,37 @@ def raw_from_array(name: str, datatype: Datatype, array: Array) -> bytes:
     """The raw bytes of an output, as `output_array` made it.
 
     Raises:
-        ModelFailed: A BYTES output holds something else than bytes and strings, or an element of
-            4 GiB.
+        ModelFailed: As `output_elements`, or an element of BYTES is too long for its length.
     """
     if datatype is not Datatype.BYTES:
         return array.tobytes()
-    elements: list[Any] = array.ravel().tolist()
+    elements = output_elements(name, array)
     parts: list[Any] = [b""] * (2 * len(elements))
     try:
-        if set(map(type, elements)) - {bytes}:
-            elements = [_element(value) for value in elements]
         parts[0::2] = map(_pack_length, map(len, elements))
-    except (TypeError, struct.error, UnicodeEncodeError) as error:
+    except struct.error:
         raise ModelFailed(
-            f"the model returned output {name!r} with an element that BYTES cannot hold: {error}"
+            f"the model returned output {name!r} with an element of 4 GiB or more"
         ) from None
     parts[1::2] = elements
     return b"".join(parts)
+
+
+def output_elements(name: str, array: Array) -> list[bytes]:
+    """The elements of a BYTES output, in row-major order; strings as UTF-8.
+
+    Raises:
+        ModelFailed: One is neither bytes nor a string, or a string is not valid Unicode.
+    """
+    elements: list[Any] = array.ravel().tolist()
+    if set(map(type, elements)) <= {bytes}:
+        return elements
+    try:
+        return [_element(value) for value in elements]
+    except (TypeError, UnicodeEncodeError) as error:
+        raise ModelFailed(
+            f"the model returned output {name!r} with an element that BYTES cannot hold: {error}"
+        ) from None
 
 
 def _element(value: Any) -> bytes:

@@ -10,12 +10,18 @@ from typing import Any
 
 from rayprism.core.tensors import suggest
 from rayprism.errors import ConfigInvalid, NotFound, NotReady, RequestError
+from rayprism.protocol.metadata import ModelState
 from rayprism.serving.settings import ModelArgs, parse_args
 
 __all__ = ["MODEL_IMPORT_PATH", "FleetView", "ModelApplication", "explain_missing", "parse_details"]
 
 MODEL_IMPORT_PATH = "rayprism.serving.app:build"
-_STATES = {"RUNNING": "READY", "DEPLOYING": "LOADING", "NOT_STARTED": "LOADING"}
+_STATES: dict[str, ModelState] = {
+    "RUNNING": "READY",
+    "DEPLOYING": "LOADING",
+    "NOT_STARTED": "LOADING",
+    "DELETING": "UNLOADING",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,8 @@ class ModelApplication:
     message: str
 
     @property
-    def state(self) -> str:
-        """In the words of the protocol's repository index: READY, LOADING or UNAVAILABLE."""
+    def state(self) -> ModelState:
+        """In the words of the protocol's repository index."""
         return _STATES.get(self.status, "UNAVAILABLE")
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayprism.errors import NotFound, Unsupported
+from rayprism.protocol import openapi as documentation
 from rayprism.protocol.http import decode_infer_request, encode_infer_response
 from rayprism.protocol.metadata import (
+    ServedModel,
     model_config,
     model_metadata,
     model_ready,
@@ -16,7 +18,6 @@ from rayprism.protocol.metadata import (
     repository_index,
     server_metadata,
 )
-from rayprism.protocol.openapi import docs_page, openapi_document
 from rayprism.serving.asgi import (
     ClientLeft,
     Headers,
@@ -146,9 +147,7 @@ class ModelApp:
             self._endpoints[path] = endpoint
         return endpoint
 
-    async def _infer(
-        self, receive: Receive, send: Send, headers: Headers, request_id: str
-    ) -> None:
+    async def _infer(self, receive: Receive, send: Send, headers: Headers, request_id: str) -> None:
         service = self._service
         body = await read_body(receive, headers, service.config.max_body_bytes)
         request = decode_infer_request(body, header_length(headers))
@@ -165,13 +164,17 @@ class ModelApp:
             await send_method_not_allowed(send, method, path, allowed)
             return
         if operation == "docs":
-            await send_html(send, docs_page(self._document_url(path)))
+            await send_html(send, documentation.docs_page("openapi.json"))
             return
         await send_json(send, self._document(operation))
 
-    @staticmethod
-    def _document_url(path: str) -> str:
-        return "openapi.json"
+    def _config(self, model: ServedModel) -> Any:
+        config = model_config(model)
+        error = self._service.config_error
+        if error is not None:
+            # Triton's place for whatever else there is to say of a model.
+            config["parameters"] = {"user_config_error": {"string_value": error}}
+        return config
 
     def _document(self, operation: str) -> Any:
         service = self._service
@@ -181,7 +184,7 @@ class ModelApp:
         if operation == "ready":
             return model_ready(model)
         if operation == "config":
-            return model_config(model)
+            return self._config(model)
         if operation == "stats":
             return model_statistics([(model, service.statistics.snapshot())])
         if operation == "server":
@@ -193,7 +196,7 @@ class ModelApp:
         if operation == "index":
             return repository_index([(model, "READY", service.config_error or "")])
         if operation == "openapi.json":
-            return openapi_document([model])
+            return documentation.openapi_document([model])
         if operation == "load":
             raise Unsupported(
                 "models are loaded and unloaded by `serve deploy`, not by clients of the protocol"

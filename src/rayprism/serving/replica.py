@@ -47,8 +47,7 @@ class ModelReplica(GrpcMethods):
         self.service = ModelService(model, UserConfig())
         context = serve.get_replica_context()
         self._config_key = f"user_config/{context.app_name}".encode()
-        deployment_config = getattr(context, "_deployment_config", None)
-        self._starts_with_config = getattr(deployment_config, "user_config", None) is not None
+        self._configured = False
         steps = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in model.load_s.items())
         logger.info(
             "%s version %s (%s) is loaded on %s with %d threads: %s.",
@@ -64,13 +63,18 @@ class ModelReplica(GrpcMethods):
         """Called by Serve once the replica is constructed."""
         return ModelApp(self.service)
 
-    async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
+    async def reconfigure(self, user_config: Mapping[str, Any] | None, rank: Any) -> None:
         """Takes a new `user_config` in place; a faulty one is refused and the last good one kept.
 
         A replica that starts with a faulty one takes the last good one of its application. Where
         there was none, it does not start: the operator sees the faults in Serve's status.
+
+        Args:
+            user_config: None where the file has none, which means the defaults.
+            rank: Not used. But only for a method that takes it does Serve make the call also when
+                a `user_config` is taken out of the file.
         """
-        starting, self._starts_with_config = self._starts_with_config, False
+        starting, self._configured = not self._configured, True
         if self.service.reconfigure(user_config):
             await asyncio.to_thread(self._remember, dict(user_config or {}))
             return

@@ -32,13 +32,15 @@ from rayprism.errors import (
     RequestError,
     TooLarge,
 )
-from rayprism.serving.statistics import Statistics
+from rayprism.serving.statistics import BatchTimes, Statistics
 
 __all__ = ["INLINE_LIMIT_S", "BatchRunner", "Execution", "Scheduler"]
 
 INLINE_LIMIT_S = 0.001
 """A model whose largest batch takes less than this runs on the event loop: handing it to a thread
 would cost more than it takes. What takes longer would hold up other requests there."""
+
+_SLOW_BATCHES = 5
 
 Execution = Literal["auto", "inline", "thread"]
 logger = logging.getLogger("ray.serve.rayprism")
@@ -58,7 +60,7 @@ class BatchRunner(Protocol):
 class _Job:
     """One request: its pieces, and the future that its caller awaits."""
 
-    __slots__ = ("future", "missing", "parts", "pieces", "request_id", "run_s", "started_s")
+    __slots__ = ("future", "missing", "parts", "pieces", "request_id", "started_s")
 
     def __init__(self, future: asyncio.Future[Tensors], request_id: str) -> None:
         self.future = future
@@ -67,7 +69,6 @@ class _Job:
         self.parts: list[Tensors | None] = []
         self.missing = 0
         self.started_s = 0.0
-        self.run_s = 0.0
 
 
 @dataclass(slots=True)
@@ -121,6 +122,7 @@ class Scheduler:
         self._closed = False
         self._inline = False
         self._may_leave_inline = False
+        self._slow_in_a_row = 0
         self.reconfigure(limits, execution)
 
     @property
@@ -137,6 +139,7 @@ class Scheduler:
         """Takes new bounds; what waits is kept."""
         self._queue.limits = limits
         self._may_leave_inline = execution == "auto"
+        self._slow_in_a_row = 0
         if execution == "auto":
             self._inline = self._model.measured_run_s < INLINE_LIMIT_S
         else:
@@ -206,9 +209,9 @@ class Scheduler:
             # The client has left: nobody would read the answer.
             for piece in job.pieces:
                 self._queue.cancel(piece)
-            self._statistics.cancelled()
+            self._statistics.failed("cancelled", self._clock() - now_s)
             raise
-        self._statistics.served(rows, job.started_s - now_s, job.run_s)
+        self._statistics.served(rows, job.started_s - now_s, self._clock() - now_s)
         return outputs
 
     async def close(self) -> None:
@@ -226,7 +229,7 @@ class Scheduler:
                 f"{rows} rows in one request: the queue holds {limits.max_queue_rows}. "
                 "Send fewer rows at once"
             )
-        self._statistics.rejected()
+        self._statistics.failed(Overloaded.code, 0.0)
         retry_after_s = self._rate.retry_after_s(self._queue.rows)
         raise Overloaded(
             f"the queue is full: {self._queue.rows} of {limits.max_queue_rows} rows wait. "
@@ -245,9 +248,7 @@ class Scheduler:
         if self._closed:
             return
         now_s = self._clock()
-        decision = self._queue.decide(
-            now_s, free=not self._running, floor_s=self._rate.floor_s
-        )
+        decision = self._queue.decide(now_s, free=not self._running, floor_s=self._rate.floor_s)
         for pending in decision.expired:
             self._expire(pending, now_s)
         if decision.batch:
@@ -298,11 +299,15 @@ class Scheduler:
             outcome = done.exception() or done.result()
         self._finish(batch, outcome)
 
-    def _run(self, batch: tuple[Pending, ...]) -> tuple[list[Tensors], float]:
-        began_s = self._clock()
+    def _run(self, batch: tuple[Pending, ...]) -> tuple[list[Tensors], BatchTimes]:
+        clock = self._clock
+        began_s = clock()
         joined = concatenate([pending.item.tensors for pending in batch], self._ragged)
+        joined_s = clock()
         outputs = self._model.run(joined)
-        return self._share_out(batch, outputs), self._clock() - began_s
+        ran_s = clock()
+        shares = self._share_out(batch, outputs)
+        return shares, (joined_s - began_s, ran_s - joined_s, clock() - ran_s)
 
     def _share_out(self, batch: tuple[Pending, ...], outputs: Tensors) -> list[Tensors]:
         if not self._batched:
@@ -323,25 +328,33 @@ class Scheduler:
         if isinstance(outcome, BaseException):
             self._on_batch_failed(batch, outcome)
         else:
-            shares, run_s = outcome
+            shares, times = outcome
             rows = sum(pending.rows for pending in batch)
+            run_s = sum(times)
             self._rate.observe(rows, run_s)
-            self._statistics.batch(rows, run_s)
-            if self._inline and self._may_leave_inline and run_s > 5 * INLINE_LIMIT_S:
-                logger.warning(
-                    "A batch of %d rows took %.1f ms on the event loop; batches run in a thread "
-                    "from now on.",
-                    rows,
-                    run_s * 1e3,
-                )
-                self._inline = False
+            self._statistics.batch(rows, times)
+            if self._inline and self._may_leave_inline:
+                self._leave_inline_if_slow(rows, run_s)
             for pending, share in zip(batch, shares, strict=True):
-                self._deliver(pending, share, run_s)
+                self._deliver(pending, share)
         if len(self._queue):
             if self._inline:
                 self._schedule_pump()
             else:
                 self._pump()
+
+    def _leave_inline_if_slow(self, rows: int, run_s: float) -> None:
+        # Several in a row: a single slow one is more likely the machine's fault than the model's.
+        self._slow_in_a_row = self._slow_in_a_row + 1 if run_s > 5 * INLINE_LIMIT_S else 0
+        if self._slow_in_a_row == _SLOW_BATCHES:
+            logger.warning(
+                "%d batches in a row took long on the event loop, the last one of %d rows "
+                "%.1f ms; batches run in a thread from now on.",
+                _SLOW_BATCHES,
+                rows,
+                run_s * 1e3,
+            )
+            self._inline = False
 
     def _on_batch_failed(self, batch: tuple[Pending, ...], error: BaseException) -> None:
         culprit = self._queue.split_failed(batch)
@@ -365,12 +378,11 @@ class Scheduler:
             ),
         )
 
-    def _deliver(self, pending: Pending, share: Tensors, run_s: float) -> None:
+    def _deliver(self, pending: Pending, share: Tensors) -> None:
         piece: _Piece = pending.item
         job = piece.job
         if job.future.done():
             return
-        job.run_s += run_s
         job.parts[piece.index] = share
         job.missing -= 1
         if job.missing:
@@ -397,7 +409,7 @@ class Scheduler:
         if job.future.done():
             return
         job.future.set_exception(error)
-        self._statistics.failed(error.code)
+        self._statistics.failed(error.code, self._clock() - pending.arrival_s)
         for piece in job.pieces:
             self._queue.cancel(piece)
 

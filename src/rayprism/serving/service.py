@@ -28,6 +28,13 @@ from rayprism.serving.statistics import Statistics
 
 __all__ = ["ModelService", "batch_limits", "served_model"]
 
+_PLATFORMS = {
+    "onnx": ("onnxruntime_onnx", "onnxruntime"),
+    "torch": ("pytorch_libtorch", "pytorch"),
+    "python": ("python", "python"),
+}
+"""Source: the platform and backend names of Triton's model configuration."""
+
 logger = logging.getLogger("ray.serve.rayprism")
 
 
@@ -112,9 +119,7 @@ class ModelService:
             return False
         self.config = config
         self.config_error = None
-        self._scheduler.reconfigure(
-            batch_limits(self.manifest, config), self._execution(config)
-        )
+        self._scheduler.reconfigure(batch_limits(self.manifest, config), self._execution(config))
         return True
 
     def check_target(self, model: str | None, version: str | None) -> None:
@@ -175,9 +180,7 @@ class ModelService:
 
     async def _prepare(self, tensors: Tensors, request_id: str) -> Tensors:
         try:
-            return await self._loop.run_in_executor(
-                self._preparer, self._model.prepare, tensors
-            )
+            return await self._loop.run_in_executor(self._preparer, self._model.prepare, tensors)
         except RequestError:
             raise
         except Exception as error:
@@ -195,11 +198,28 @@ class ModelService:
         self._model.close()
 
     def served_model(self) -> ServedModel:
-        """What the protocol's metadata documents say of this version."""
-        limits = batch_limits(self.manifest, self.config)
-        return served_model(self.manifest, max_rows=limits.max_rows, max_delay_s=limits.max_delay_s)
+        """What the protocol's documents say of this version, with the bounds in force."""
+        return served_model(self.manifest, self.config)
 
 
-def served_model(manifest: Manifest, *, max_rows: int, max_delay_s: float) -> ServedModel:
+def served_model(manifest: Manifest, config: UserConfig | None = None) -> ServedModel:
     """A manifest in the terms of the protocol's documents."""
-    raise NotImplementedError
+    config = config or UserConfig()
+    limits = batch_limits(manifest, config)
+    platform, backend = _PLATFORMS[manifest.runtime]
+    return ServedModel(
+        name=manifest.model,
+        version=str(manifest.version),
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        batched=manifest.batching.batched,
+        max_rows=limits.max_rows,
+        max_delay_s=limits.max_delay_s,
+        platform=platform,
+        backend=backend,
+        default_timeout_s=config.default_timeout_s,
+        priority_levels=config.priority_levels,
+        default_priority=config.default_priority,
+        description=str(manifest.metadata.get("description", "")),
+        example=manifest.golden.input_arrays(),
+    )

@@ -1,0 +1,198 @@
+"""The tables as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["render"]
+
+_TITLES = {
+    "rayprism": "rayprism (HAProxy, one replica)",
+    "noop": "no-op ASGI application (same cluster, one replica)",
+    "bare@haproxy": "uvicorn + FastAPI + onnxruntime, no Ray, no proxy",
+    "bare@default": "the same, beside the two above",
+    "documented": "Ray Serve as documented: FastAPI -> handle -> `@serve.batch`",
+    "documented-tuned": "the same with `max_ongoing_requests` and batching adjusted",
+}
+_ORDER = (
+    "rayprism",
+    "noop",
+    "bare@haproxy",
+    "documented",
+    "documented-tuned",
+    "bare@default",
+)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are figures, and stand right."""
+    marks = ["---", *(["---:"] * (len(header) - 1))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """A figure with three significant digits, thousands grouped; `-` where there is none."""
+    if value is None:
+        return "-"
+    if abs(value) >= 100:
+        return f"{value:,.0f}{unit}"
+    return f"{value:.2f}{unit}" if abs(value) < 10 else f"{value:.1f}{unit}"
+
+
+def milliseconds(value_s: float | None) -> str:
+    """A time."""
+    return "-" if value_s is None else number(value_s * 1e3, " ms")
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The whole report: targets, then every table that the run has."""
+    parts = [_context(results), _targets(results["verdicts"])]
+    if "tiny" in results:
+        parts.append(_tiny(results["tiny"]["summary"]))
+    if "minilm" in results:
+        parts.append(_minilm(results["minilm"]))
+    if "cold" in results:
+        parts.append(_cold(results["cold"]["summary"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _context(results: Mapping[str, Any]) -> str:
+    machine, versions, commit = results["machine"], results["versions"], results["commit"]
+    plan = results["plan"]
+    state = " with changes" if commit["changed_since"] else ""
+    return (
+        f"{results['date'][:10]}, {machine['cores']} cores ({machine['cpu']}), "
+        f"{machine['memory_gib']:.0f} GiB; Ray {versions.get('ray')}, "
+        f"onnxruntime {versions.get('onnxruntime')}, Python {versions['python']}, "
+        f"wrk {versions['wrk']}; commit {commit['hash'][:12]}{state}. Client, proxy and servers "
+        f"share the cores. Medians of {plan['rounds']} interleaved rounds of "
+        f"{plan['seconds']:g} s; ratios are medians of the rounds' own ratios."
+    )
+
+
+def _targets(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            verdict["name"],
+            f"{verdict['sense']} {verdict['bound']:g}",
+            number(verdict["value"]),
+            "pass" if verdict["met"] else "**fail**",
+        ]
+        for verdict in verdicts
+    ]
+    return table(["target", "bound", "measured", ""], rows)
+
+
+def _tiny(rows: Sequence[Mapping[str, Any]]) -> str:
+    counts = [row["connections"] for row in rows]
+    present = [key for key in _ORDER if any(key in row["servers"] for row in rows)]
+    header = ["one row of 30 floats, tiny MLP"]
+    for count in counts:
+        header += [f"{count} conn., requests/s", "p50", "p99"]
+    lines, ratios, cpu = [], [], []
+    for key in present:
+        cells = [_TITLES[key]]
+        for row in rows:
+            server = row["servers"].get(key, {})
+            mark = "" if server.get("clean", True) else " (errors)"
+            cells += [
+                number(server.get("rate")) + mark,
+                milliseconds(server.get("p50_s")),
+                milliseconds(server.get("p99_s")),
+            ]
+        lines.append(cells)
+    for key, title in (
+        ("noop", "rayprism / no-op"),
+        ("bare", "rayprism / uvicorn without Ray"),
+        ("documented", "rayprism / documented"),
+        ("documented-tuned", "rayprism / documented, adjusted"),
+    ):
+        if any(key in row["ratios"] for row in rows):
+            ratios.append([title, *(_ratio(row["ratios"].get(key, {})) for row in rows)])
+    for key in present:
+        busy = [_cpu(row["servers"].get(key, {}).get("cpu_us_per_request", {})) for row in rows]
+        cpu.append([_TITLES[key], *busy])
+    conn = [f"{count} conn." for count in counts]
+    return "\n\n".join(
+        (
+            table(header, lines),
+            table(["ratio of requests/s", *conn], ratios),
+            "The documented pattern ran in a cluster of its own, under default settings, after "
+            "the others: its ratio goes through the peer without Ray, which ran in both phases; "
+            "in brackets the plain ratio.",
+            table(["CPU time per request: server + proxy + client", *conn], cpu),
+        )
+    )
+
+
+def _ratio(ratio: Mapping[str, float | None]) -> str:
+    raw = f" ({number(ratio['raw'], 'x')})" if ratio.get("raw") else ""
+    return number(ratio.get("rate"), "x") + raw
+
+
+def _cpu(used: Mapping[str, float]) -> str:
+    if not used:
+        return "-"
+    return " + ".join(number(used[group]) for group in ("server", "proxy", "client")) + " us"
+
+
+def _minilm(result: Mapping[str, Any]) -> str:
+    summary = result["summary"]
+    rows = summary["rows"]
+    names = {
+        "rayprism": f"rayprism, {result['connections']} connections, one sentence a request",
+        "model only": f"onnxruntime alone, batches of {summary['batch_size']}, tokens ready",
+        "with tokenisation": (
+            f"onnxruntime alone, batches of {summary['batch_size']}, tokenised in the loop"
+        ),
+    }
+    lines = [
+        [
+            names[name],
+            number(figures["rate"]),
+            "" if name == "rayprism" else number(summary["ratios"][name], "x"),
+        ]
+        for name, figures in rows.items()
+    ]
+    best = summary["by_length"]
+    extra = (
+        f" Sorted by length beforehand, which no server can do, it reaches "
+        f"{number(best['rate'])} rows/s with batches of {best['batch_size']}."
+        if best
+        else ""
+    )
+    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    sizes = sorted({item["batch_size"] for item in result["tuning"]})
+    note = (
+        f"{result['sentences']} sentences of 5 to 60 words, in the same order everywhere; "
+        f"{threads} for the model in each. The loop takes them in order of arrival, pads each "
+        f"batch to its longest, and has the best of the batch sizes "
+        f"{', '.join(map(str, sizes))}.{extra} Latency of rayprism: p50 "
+        f"{milliseconds(summary['p50_s'])}, p99 {milliseconds(summary['p99_s'])}."
+    )
+    header = ["MiniLM sentence embeddings (int8)", "rows/s", "rayprism's ratio"]
+    return f"{table(header, lines)}\n\n{note}"
+
+
+def _cold(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        [
+            row["model"],
+            number(row["ready_s"], " s"),
+            number(row["actor_s"], " s"),
+            number(row["bare_s"], " s"),
+            number(row["ratio"], "x"),
+            ", ".join(f"{step} {value:.3f} s" for step, value in row["steps_s"].items()) or "-",
+        ]
+        for row in rows
+    ]
+    header = [
+        "cold start",
+        "deploy to ready",
+        "an empty deployment",
+        "bare process",
+        "(ready - empty) / bare",
+        "of it in the replica",
+    ]
+    return table(header, lines)

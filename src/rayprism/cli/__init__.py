@@ -1,0 +1,1 @@
+"""The `rayprism` command. Imports click only: what a command needs is imported when it runs."""

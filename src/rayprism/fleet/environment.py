@@ -1,0 +1,102 @@
+"""The environment that Ray Serve needs before it starts: most of its tuning is only there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rayprism.fleet.processes import MARKER_VARIABLE, find_port
+from rayprism.serving.settings import REPOSITORY_VARIABLE
+
+__all__ = ["cluster_environment"]
+
+_PORTS = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
+}
+"""Ports that Serve opens besides its public ones, with its defaults.
+
+Source: Ray 2.60, serve/_private/constants.py.
+"""
+
+_FORGOTTEN = ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_RAYLET_PID", MARKER_VARIABLE)
+"""Variables of another cluster that would lead this one astray."""
+
+
+def cluster_environment(
+    cluster: str,
+    temp_dir: Path,
+    repository: Path | None,
+    *,
+    haproxy: bool = True,
+    drain_s: float | None = None,
+    base: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """What the head node is started with; workers and replicas inherit it.
+
+    A variable that is already set wins over ours, but for the marker and the repository that was
+    asked for.
+
+    Args:
+        cluster: The cluster's id.
+        temp_dir: Its own folder.
+        repository: The model repository, absolute.
+        haproxy: Whether HAProxy is the proxy. It comes with `ray[serve]` on Linux only.
+        drain_s: How long a replica that is stopped goes on answering; by default Serve's 30 s.
+        base: The environment to start from; by default this process's.
+    """
+    environment = dict(os.environ if base is None else base)
+    for name in _FORGOTTEN:
+        environment.pop(name, None)
+    for name, value in _defaults(temp_dir, haproxy=haproxy, drain_s=drain_s).items():
+        environment.setdefault(name, value)
+    taken: list[int] = []
+    for name, default in _PORTS.items():
+        if name not in environment:
+            taken.append(find_port(default, taken=taken))
+            environment[name] = str(taken[-1])
+    environment[MARKER_VARIABLE] = cluster
+    if repository is not None:
+        environment[REPOSITORY_VARIABLE] = str(repository)
+    # `serve`, `ray` and a `haproxy` of this installation, also where its venv is not activated.
+    paths = [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+    environment["PATH"] = os.pathsep.join(paths)
+    return environment
+
+
+def _defaults(temp_dir: Path, *, haproxy: bool, drain_s: float | None) -> dict[str, str]:
+    values = {
+        # Explicit, or Ray decides by whether some other cluster once left a token behind. Then
+        # `serve deploy` from another shell would be refused without the same variables.
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Old replicas go on when the new ones of a rolling update cannot start.
+        "RAY_SERVE_STOP_FAILED_ROLLING_UPDATES": "1",
+        # One node has nowhere to drain to: without this, `down` waits half a minute for nothing.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    if haproxy:
+        folder = temp_dir / "h"  # short: HAProxy takes paths of sockets up to 97 characters
+        values |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
+            # A replica that dies with a request in hand has not answered: another one may.
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+            "RAY_SERVE_HAPROXY_RETRIES": "3",
+            # By default these lie in a folder that all users of the machine share.
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a.sock",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
+        }
+    else:
+        values["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    if drain_s is not None:
+        values["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = f"{drain_s:g}"
+    return values

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import cold, minilm, tiny
+from bench.readme import insert, main
+from bench.report import milliseconds, number, render, table
+
+ERRORS = {"status": 0, "read": 0}
+
+
+def tiny_sample(phase: str, server: str, connections: int, rate: float, p50: float) -> Any:
+    return {
+        "phase": phase,
+        "server": server,
+        "connections": connections,
+        "round": 0,
+        "rate": rate,
+        "requests": int(rate),
+        "errors": ERRORS,
+        "latency_s": {"p50": p50, "p99": p50 * 3},
+        "cpu_s": {"load": 0.1},
+    }
+
+
+def tiny_samples() -> list[Any]:
+    return [
+        sample
+        for connections in (1, 16)
+        for sample in (
+            tiny_sample("haproxy", "rayprism", connections, 6000.0, 0.0004),
+            tiny_sample("haproxy", "noop", connections, 5000.0, 0.0003),
+            tiny_sample("haproxy", "bare", connections, 8000.0, 0.0002),
+            tiny_sample("default", "documented", connections, 100.0, 0.02),
+            tiny_sample("default", "bare", connections, 4000.0, 0.0002),
+        )
+    ]
+
+
+def results() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "threads": 1,
+        "connections": 32,
+        "sentences": 512,
+        "batch_size": 8,
+        "tuning": [
+            {"batch_size": 8, "by_length": False, "rate": 100.0},
+            {"batch_size": 8, "by_length": True, "rate": 130.0},
+        ],
+        "samples": [
+            {
+                "server": "rayprism",
+                "round": 0,
+                "rate": 96.0,
+                "errors": ERRORS,
+                "latency_s": {"p50": 0.3, "p99": 0.5},
+            },
+            {"server": "model only", "round": 0, "rate": 100.0, "errors": {}},
+            {"server": "with tokenisation", "round": 0, "rate": 95.0, "errors": {}},
+        ],
+    }
+    found["summary"] = minilm.summarise(found)
+    starts = cold.summarise(
+        [
+            {"what": "empty", "round": 0, "ready_s": 2.0},
+            {
+                "what": "tiny",
+                "round": 0,
+                "ready_s": 2.5,
+                "bare_s": 0.5,
+                "steps_s": {"open": 0.02},
+            },
+        ]
+    )
+    rows = tiny.summarise(tiny_samples())
+    verdicts = [*tiny.judge(rows), *minilm.judge(found["summary"]), *cold.judge(starts)]
+    return {
+        "date": "2026-11-21T10:00:00+00:00",
+        "commit": {"hash": "0123456789abcdef", "changed_since": False},
+        "machine": {"cpu": "A CPU", "cores": 2, "memory_gib": 23.4, "system": "Linux"},
+        "versions": {"python": "3.11", "ray": "2.60.0", "onnxruntime": "1.31", "wrk": "4.1"},
+        "plan": {"rounds": 1, "seconds": 5},
+        "tiny": {"summary": rows},
+        "minilm": found,
+        "cold": {"summary": starts},
+        "verdicts": [verdict.to_json() for verdict in verdicts],
+    }
+
+
+def test_ratios_of_the_tiny_model() -> None:
+    one = tiny.summarise(tiny_samples())[0]
+    assert one["ratios"]["noop"]["rate"] == pytest.approx(1.2)
+    assert one["ratios"]["noop"]["p50"] == pytest.approx(4 / 3)
+    # Plainly 60; but the second phase was half as fast all around.
+    assert one["ratios"]["documented"]["raw"] == pytest.approx(60.0)
+    assert one["ratios"]["documented"]["rate"] == pytest.approx(30.0)
+
+
+def test_the_lower_of_both_ratios_is_judged() -> None:
+    verdicts = {item.target.name: item for item in tiny.judge(tiny.summarise(tiny_samples()))}
+    verdict = verdicts["16 connections, requests/s: rayprism / documented"]
+    assert verdict.value == pytest.approx(30.0)
+    assert verdict.met
+
+
+def test_errors_make_a_target_fail() -> None:
+    samples = [item | {"errors": {"status": 3}} for item in tiny_samples()]
+    assert not any(verdict.met for verdict in tiny.judge(tiny.summarise(samples)))
+
+
+def test_a_run_without_a_part_judges_the_rest() -> None:
+    samples = [item for item in tiny_samples() if item["phase"] == "haproxy"]
+    names = [verdict.target.name for verdict in tiny.judge(tiny.summarise(samples))]
+    assert len(names) == 2
+    assert tiny.judge([]) == []
+
+
+def test_cold_start_counts_what_comes_on_top_of_the_actor() -> None:
+    (row,) = results()["cold"]["summary"]
+    assert row["ratio"] == pytest.approx(1.0)
+
+
+def test_sentences_are_judged_by_the_model_alone() -> None:
+    summary = results()["minilm"]["summary"]
+    (verdict,) = minilm.judge(summary)
+    assert verdict.value == pytest.approx(0.96)
+    assert verdict.met
+    assert summary["by_length"]["rate"] == 130.0
+
+
+def test_every_row_of_every_table_has_as_many_cells() -> None:
+    text = render(results())
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1, block
+    assert "**fail**" not in text
+    assert "30.0x (60.0x)" in text
+
+
+def test_table() -> None:
+    assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (12345.6, "12,346"), (99.94, "99.9"), (1.234, "1.23"), (0.0, "0.00")],
+)
+def test_number(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_milliseconds() -> None:
+    assert milliseconds(0.00123) == "1.23 ms"
+    assert milliseconds(None) == "-"
+
+
+README = "before\n<!-- bench:overhead -->\nold\n<!-- /bench -->\nafter\n"
+
+
+def test_insert_replaces_what_is_between_the_marks() -> None:
+    once = insert(README, {"overhead": "| new |\n"})
+    assert once == "before\n<!-- bench:overhead -->\n| new |\n<!-- /bench -->\nafter\n"
+    assert insert(once, {"overhead": "| new |"}) == once
+
+
+def test_insert_takes_backslashes_as_they_are() -> None:
+    assert r"\1 \g<name>" in insert(README, {"overhead": r"\1 \g<name>"})
+
+
+def test_insert_into_an_empty_block() -> None:
+    text = "<!-- bench:overhead -->\n<!-- /bench -->\n"
+    assert "new" in insert(text, {"overhead": "new"})
+
+
+def test_insert_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(KeyError):
+        insert(README, {})
+    with pytest.raises(ValueError, match="no `<!-- bench"):
+        insert("plain", {})
+    with pytest.raises(ValueError, match="has no"):
+        insert("<!-- bench:overhead -->\nold\n", {"overhead": "new"})
+
+
+def test_check_tells_and_changes_nothing(tmp_path: Path, capsys: Any) -> None:
+    readme, folder = tmp_path / "README.md", tmp_path / "results"
+    folder.mkdir()
+    readme.write_text(README)
+    (folder / "overhead.md").write_text("| new |\n")
+    arguments = [f"--readme={readme}", f"--results={folder}"]
+    assert main([*arguments, "--check"]) == 1
+    assert readme.read_text() == README
+    assert main(arguments) == 0
+    assert main([*arguments, "--check"]) == 0
+    assert "run `python -m bench.readme`" in capsys.readouterr().out
