@@ -143,6 +143,8 @@ def load_images() -> tuple[Images, Labels]:
 def train(images: Images, labels: Labels) -> DigitNetwork:
     """A trained network, ready to predict."""
     torch.manual_seed(SEED)
+    # So small a network is no faster on more threads, and slower where they wait for a CPU.
+    torch.set_num_threads(1)
     network = DigitNetwork()
     optimizer = torch.optim.Adam(network.parameters(), lr=RECIPE["learning_rate"])
     x, y = torch.from_numpy(images), torch.from_numpy(labels)

@@ -281,9 +281,7 @@ class QueueMachine(RuleBasedStateMachine):
         self, rows: int, length: int, priority: int, key: str, patience_s: float, faulty: bool
     ) -> None:
         number = len(self.pushed)
-        pending = Pending(
-            number, rows, self.now_s, self.now_s + patience_s, priority, length, key
-        )
+        pending = Pending(number, rows, self.now_s, self.now_s + patience_s, priority, length, key)
         self.pushed[number] = pending
         if faulty:
             self.faulty.add(number)
@@ -339,9 +337,7 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def rows_are_counted(self) -> None:
         waiting = [
-            p
-            for p in self.pushed.values()
-            if p.item not in self.ended and p not in self.running
+            p for p in self.pushed.values() if p.item not in self.ended and p not in self.running
         ]
         assert self.queue.rows == sum(p.rows for p in waiting)
         assert len(self.queue) == len(waiting)

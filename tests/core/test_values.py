@@ -86,13 +86,13 @@ def test_the_largest_floats(datatype: Datatype, largest: float, above: float) ->
 @pytest.mark.parametrize("datatype", [*INTEGERS, *FLOATS])
 def test_a_truth_value_is_no_number(datatype: Datatype) -> None:
     for data in ([True, True], [1, True], [False, 2]):
-        with pytest.raises(InvalidInput, match="is (true|false)"):
+        with pytest.raises(InvalidInput, match=r"is (true|false)"):
             array_from_values("x", datatype, (2,), data)
 
 
 def test_a_long_string_among_numbers_costs_nothing() -> None:
     data: list[Any] = [0.0] * 100_000 + ["x" * 1_000_000]
-    with pytest.raises(InvalidInput, match="value 100000 is the string 'x{40}'") as caught:
+    with pytest.raises(InvalidInput, match=r"value 100000 is the string 'x{40}'") as caught:
         array_from_values("x", Datatype.FP32, (100_001,), data)
     assert len(str(caught.value)) < 200
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import uvicorn
@@ -22,6 +23,24 @@ from rayprism.serving.settings import UserConfig
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray 2.60 uses what pydantic has deprecated
     from rayprism.serving.grpc import GrpcMethods
+
+
+class _Context:
+    """What Ray's context has beyond gRPC's own."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def request_id(self) -> str:
+        return "local"
+
+
+class _Methods(GrpcMethods):
+    async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802 - the RPC
+        return await super().ModelInfer(request, _Context(grpc_context))
 
 
 @dataclass
@@ -67,7 +86,7 @@ async def _serve(
     stop: threading.Event,
 ) -> None:
     service = ModelService(load_model(version, allow_code=allow_code), UserConfig())
-    methods = GrpcMethods()
+    methods = _Methods()
     methods.service = service
     rpcs = grpc.aio.server()
     add_GRPCInferenceServiceServicer_to_server(methods, rpcs)

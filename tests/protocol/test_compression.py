@@ -80,8 +80,8 @@ def bomb(wbits: int, megabytes: int) -> bytes:
 
 @pytest.mark.parametrize(("encoding", "wbits"), [("gzip", 31), ("deflate", 15), ("deflate", -15)])
 def test_a_bomb_is_not_inflated(encoding: str, wbits: int) -> None:
-    packed = bomb(wbits, 100)
-    assert len(packed) < 150_000
+    packed = bomb(wbits, 30)
+    assert len(packed) < 50_000
     tracemalloc.start()
     try:
         with pytest.raises(TooLarge):

@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from rayprism.protocol import grpc as codec
 from rayprism.protocol import grpc_build, grpc_messages
 
-OURS = next(iter([grpc_messages.POOL.FindFileByName("oip.proto")]))
+OURS = grpc_messages.POOL.FindFileByName("oip.proto")
 STOCK = {
     **model_config_pb2.DESCRIPTOR.message_types_by_name,
     **service_pb2.DESCRIPTOR.message_types_by_name,
@@ -159,7 +159,7 @@ def test_pickle_into_another_process(first: str) -> None:
     assert answer.raw_input_contents == [b"\x00\xff"]
 
 
-class RoutedServer(grpc.aio._server.Server):  # type: ignore[name-defined,misc]
+class RoutedServer(grpc.aio._server.Server):
     """Puts its own behaviour into the handlers it is given, like Ray Serve's server."""
 
     def __init__(self) -> None:

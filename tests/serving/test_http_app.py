@@ -1,10 +1,9 @@
-"""The HTTP side of a replica, over a real model and without Ray: what clients get, whatever they send."""
+"""The HTTP side of a replica, over a real model and without Ray."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import math
 import zlib
 from typing import Any
 
@@ -307,7 +306,6 @@ async def test_nan_is_carried_as_null_and_said(tiny: ModelVersion) -> None:
             (output,) = (await client.post(INFER, content=sent)).json()["outputs"]
             assert None in output["data"]
             assert output["parameters"] == {"non_finite_as_null": True}
-        assert math.isnan(float("nan"))
 
 
 @async_test

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from rayprism.errors import (
 )
 from rayprism.serving.scheduler import Scheduler
 from rayprism.serving.statistics import Statistics
+from tests.support.asyncs import async_test, until
 
 POISON = -1.0
 
@@ -80,12 +81,6 @@ def infer(
     )
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def hold(scheduler: Scheduler, model: DoublingModel) -> asyncio.Task[Tensors]:
     """Keeps the model busy with one request until the gate opens."""
     model.gate.clear()
@@ -96,19 +91,7 @@ async def hold(scheduler: Scheduler, model: DoublingModel) -> asyncio.Task[Tenso
     return task
 
 
-def test(function: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(asyncio.wait_for(function(), 30))  # type: ignore[arg-type]
-
-    run.__name__ = function.__name__
-    run.__doc__ = function.__doc__
-    return run
-
-
-test.__test__ = False  # type: ignore[attr-defined]
-
-
-@test
+@async_test
 async def test_every_request_gets_its_own_rows_back() -> None:
     model = DoublingModel()
     async with running(model) as scheduler:
@@ -122,7 +105,7 @@ async def test_every_request_gets_its_own_rows_back() -> None:
         assert [len(batch) for batch in model.batches] == [6, 3], "bound late, and in rows"
 
 
-@test
+@async_test
 async def test_a_request_larger_than_a_batch_is_split_and_put_together() -> None:
     model = DoublingModel()
     async with running(model) as scheduler:
@@ -131,7 +114,7 @@ async def test_a_request_larger_than_a_batch_is_split_and_put_together() -> None
         assert [len(batch) for batch in model.batches] == [8, 8, 4]
 
 
-@test
+@async_test
 async def test_only_the_request_at_fault_fails() -> None:
     model = DoublingModel()
     statistics = Statistics()
@@ -150,7 +133,7 @@ async def test_only_the_request_at_fault_fails() -> None:
         assert statistics.failures == {"model_failed": 1}
 
 
-@test
+@async_test
 async def test_the_model_s_own_words_for_a_bad_request_reach_it() -> None:
     class Picky(DoublingModel):
         def run(self, batch: Tensors) -> Tensors:
@@ -164,7 +147,7 @@ async def test_the_model_s_own_words_for_a_bad_request_reach_it() -> None:
         assert (await infer(scheduler, 1.0))["y"].tolist() == [[2.0]]
 
 
-@test
+@async_test
 async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     model = DoublingModel()
     async with running(model, limits={"max_queue_rows": 4}) as scheduler:
@@ -181,7 +164,7 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
             await infer(scheduler, 1, 2, 3, 4, 5)
 
 
-@test
+@async_test
 async def test_what_is_late_is_answered_at_its_deadline_and_never_run() -> None:
     model = DoublingModel()
     async with running(model) as scheduler:
@@ -195,7 +178,7 @@ async def test_what_is_late_is_answered_at_its_deadline_and_never_run() -> None:
         assert all((batch != 5.0).all() for batch in model.batches)
 
 
-@test
+@async_test
 async def test_a_running_request_is_answered_at_its_deadline_too() -> None:
     model = DoublingModel()
     async with running(model) as scheduler:
@@ -206,7 +189,7 @@ async def test_a_running_request_is_answered_at_its_deadline_too() -> None:
         assert not model.gate.is_set()
 
 
-@test
+@async_test
 async def test_clients_that_left_are_not_run() -> None:
     model = DoublingModel()
     async with running(model) as scheduler:
@@ -223,7 +206,7 @@ async def test_clients_that_left_are_not_run() -> None:
         assert [batch.ravel().tolist() for batch in model.batches] == [[6.0]]
 
 
-@test
+@async_test
 async def test_priority_goes_first() -> None:
     model = DoublingModel()
     async with running(model, limits={"max_rows": 1}) as scheduler:
@@ -235,7 +218,7 @@ async def test_priority_goes_first() -> None:
         assert [batch[0, 0] for batch in model.batches] == [1.0, 2.0, 3.0]
 
 
-@test
+@async_test
 async def test_ragged_requests_are_padded_together_and_cut_apart() -> None:
     class Echo(DoublingModel):
         def run(self, batch: Tensors) -> Tensors:
@@ -262,7 +245,7 @@ async def test_ragged_requests_are_padded_together_and_cut_apart() -> None:
         assert model.batches[0].tolist() == [[1, 2, 7, 7], [3, 4, 5, 6]]
 
 
-@test
+@async_test
 async def test_tiny_models_run_on_the_event_loop_and_others_do_not() -> None:
     here = threading.current_thread().name
     for measured_run_s, inline in ((0.0001, True), (0.5, False)):
@@ -277,7 +260,7 @@ async def test_tiny_models_run_on_the_event_loop_and_others_do_not() -> None:
         assert here in forced.threads
 
 
-@test
+@async_test
 async def test_requests_of_one_turn_of_the_loop_share_an_inline_batch() -> None:
     model = DoublingModel(measured_run_s=0.0001)
     async with running(model) as scheduler:
@@ -286,7 +269,7 @@ async def test_requests_of_one_turn_of_the_loop_share_an_inline_batch() -> None:
         assert [len(batch) for batch in model.batches] == [5]
 
 
-@test
+@async_test
 async def test_inline_faults_are_bisected_too() -> None:
     model = DoublingModel(measured_run_s=0.0001)
     async with running(model) as scheduler:
@@ -299,7 +282,7 @@ async def test_inline_faults_are_bisected_too() -> None:
         assert good == [2, 6, 8]
 
 
-@test
+@async_test
 async def test_a_model_that_turns_slow_leaves_the_event_loop() -> None:
     class Slow(DoublingModel):
         def run(self, batch: Tensors) -> Tensors:
@@ -316,7 +299,7 @@ async def test_a_model_that_turns_slow_leaves_the_event_loop() -> None:
         assert (await infer(scheduler, 2.0))["y"].tolist() == [[4.0]]
 
 
-@test
+@async_test
 async def test_new_limits_hold_for_what_already_waits() -> None:
     model = DoublingModel()
     async with running(model) as scheduler:
@@ -329,7 +312,7 @@ async def test_new_limits_hold_for_what_already_waits() -> None:
         assert [len(batch) for batch in model.batches] == [2, 2]
 
 
-@test
+@async_test
 async def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
     model = DoublingModel()
     async with running(model) as scheduler:
@@ -346,7 +329,7 @@ async def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
             await infer(scheduler, 1.0)
 
 
-@test
+@async_test
 async def test_a_storm_of_requests_loses_none() -> None:
     """Random sizes, poisons, cancellations and deadlines: each request ends in exactly one way."""
     generator = np.random.default_rng(7)
@@ -361,15 +344,17 @@ async def test_a_storm_of_requests_loses_none() -> None:
                 values[0] = POISON
             await asyncio.sleep(float(generator.random()) * 0.05)
             timeout_s = 0.001 if generator.random() < 0.1 else 20.0
-            try:
-                outputs = await infer(scheduler, *values, timeout_s=timeout_s)
-            except (ModelFailed, DeadlineExceeded, Overloaded) as error:
-                assert poisoned or not isinstance(error, ModelFailed)
-                outcomes.append(error.code)
-            else:
+            (answer,) = await asyncio.gather(
+                infer(scheduler, *values, timeout_s=timeout_s), return_exceptions=True
+            )
+            if isinstance(answer, dict):
                 assert not poisoned
-                assert outputs["y"].ravel().tolist() == [2 * value for value in values]
+                assert answer["y"].ravel().tolist() == [2 * value for value in values]
                 outcomes.append("served")
+            else:
+                assert isinstance(answer, (ModelFailed, DeadlineExceeded, Overloaded))
+                assert poisoned or not isinstance(answer, ModelFailed)
+                outcomes.append(answer.code)
 
         await asyncio.gather(*(one(number) for number in range(400)))
         assert scheduler.queued_rows == 0

@@ -1,4 +1,4 @@
-"""A real local cluster for tests: started like `rayprism up` does, deployed to over Serve's REST."""
+"""A real local cluster for tests: `rayprism up`, and deployments over Serve's REST API."""
 
 from __future__ import annotations
 

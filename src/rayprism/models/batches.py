@@ -7,10 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from rayprism.core.tensors import Array, Tensors, TensorSpec, count_rows, split_rows
-from rayprism.errors import ModelFailed
+from rayprism.core.tensors import (
+    Array,
+    RaggedAxis,
+    Tensors,
+    TensorSpec,
+    check_inputs,
+    count_rows,
+    split_rows,
+)
+from rayprism.errors import InvalidInput, ModelFailed
 
-__all__ = ["fixed_rows", "plain_outputs", "resize_rows", "run_fixed"]
+__all__ = ["checked_prepared", "fixed_rows", "plain_outputs", "resize_rows", "run_fixed"]
 
 
 def fixed_rows(specs: Sequence[TensorSpec], batched: bool) -> int | None:
@@ -72,3 +80,46 @@ def _as_bytes(array: Array) -> Array:
         item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()
     ]
     return raw.reshape(array.shape)
+
+
+def checked_prepared(
+    where: str,
+    prepared: Any,
+    specs: Sequence[TensorSpec],
+    ragged: Mapping[str, RaggedAxis],
+    rows: int | None,
+) -> Tensors:
+    """What pre-processing returned, if the runtime can take it.
+
+    Args:
+        where: The model, for messages.
+        prepared: What was returned.
+        specs: What the runtime takes; empty where that is not known yet.
+        ragged: The runtime's ragged inputs.
+        rows: The rows that went in, or None where the model is not batched.
+
+    Raises:
+        ModelFailed: It cannot.
+    """
+    where = f"{where}: preprocess"
+    if not isinstance(prepared, dict) or not all(
+        isinstance(array, np.ndarray) for array in prepared.values()
+    ):
+        raise ModelFailed(f"{where} returned {_kinds(prepared)}, allowed is a dict of numpy arrays")
+    if specs:
+        try:
+            check_inputs(specs, prepared, batched=rows is not None, ragged=ragged)
+        except InvalidInput as error:
+            # Not the client's fault: the request was right before it was pre-processed.
+            raise ModelFailed(f"{where} returned what the runtime does not take: {error}") from None
+    if rows is not None and count_rows(prepared) != rows:
+        raise ModelFailed(
+            f"{where} made {count_rows(prepared)} rows out of {rows}: one row in is one row out"
+        )
+    return prepared
+
+
+def _kinds(value: Any) -> str:
+    if not isinstance(value, dict):
+        return type(value).__name__
+    return "a dict of " + ", ".join(sorted({type(item).__name__ for item in value.values()}))

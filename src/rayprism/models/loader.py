@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from rayprism.core.tensors import (
     Array,
     Tensors,
     TensorSpec,
-    check_inputs,
     count_rows,
     datatype_of,
     numpy_dtype,
@@ -28,12 +26,17 @@ from rayprism.core.tensors import (
 from rayprism.errors import (
     CodeNotAllowed,
     GoldenMismatch,
-    InvalidInput,
     LoadFailed,
     ModelFailed,
     RayprismError,
 )
-from rayprism.models.batches import fixed_rows, plain_outputs, resize_rows, run_fixed
+from rayprism.models.batches import (
+    checked_prepared,
+    fixed_rows,
+    plain_outputs,
+    resize_rows,
+    run_fixed,
+)
 from rayprism.models.manifest import Batching, Manifest
 from rayprism.models.python import Processor
 from rayprism.models.repository import ModelVersion
@@ -91,8 +94,13 @@ class LoadedModel:
         """
         if self._preprocess is None:
             return inputs
-        prepared = self._preprocess(inputs)
-        return _checked_prepared(self.manifest, inputs, prepared)
+        return checked_prepared(
+            self._name,
+            self._preprocess(inputs),
+            self.manifest.inner_inputs,
+            self.manifest.batching.ragged,
+            count_rows(inputs) if self._batched else None,
+        )
 
     def run(self, batch: Tensors) -> Tensors:
         """Runs one batch, and post-processes it.
@@ -265,26 +273,6 @@ def _spec_problems(role: str, declared: TensorSpec, wanted: TensorSpec | None) -
             f"{list(wanted.shape)}"
         ]
     return []
-
-
-def _checked_prepared(manifest: Manifest, inputs: Tensors, prepared: Any) -> Tensors:
-    where = f"{manifest.model} {manifest.version}: preprocess"
-    if not isinstance(prepared, dict) or not all(
-        isinstance(array, np.ndarray) for array in prepared.values()
-    ):
-        raise ModelFailed(f"{where} returned no dict of numpy arrays")
-    batched = manifest.batching.batched
-    try:
-        rows = check_inputs(
-            manifest.inner_inputs, prepared, batched=batched, ragged=manifest.batching.ragged
-        )
-    except InvalidInput as error:
-        raise ModelFailed(f"{where} returned what the runtime does not take: {error}") from None
-    if batched and rows != count_rows(inputs):
-        raise ModelFailed(
-            f"{where} made {rows} rows out of {count_rows(inputs)}: one row in is one row out"
-        )
-    return prepared
 
 
 def _output_fault(manifest: Manifest, name: str, array: Array | None, rows: int) -> str:

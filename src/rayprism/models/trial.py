@@ -16,7 +16,7 @@ from rayprism.core.tensors import (
     split_rows,
 )
 from rayprism.errors import ConfigInvalid, Fault, InvalidInput, LoadFailed, RayprismError
-from rayprism.models.batches import fixed_rows, plain_outputs, run_fixed
+from rayprism.models.batches import checked_prepared, fixed_rows, plain_outputs, run_fixed
 from rayprism.models.example import Example
 from rayprism.models.manifest import Batching
 from rayprism.models.python import Processor
@@ -129,7 +129,13 @@ class Trial:
         prepared = arrays
         if self._preprocess is not None:
             preprocess = self._preprocess
-            prepared = _guarded("preprocess", lambda: preprocess(arrays))
+            prepared = checked_prepared(
+                self._model,
+                _guarded("preprocess", lambda: preprocess(arrays)),
+                inner,
+                batching.ragged if batching else {},
+                count_rows(arrays) if batched else None,
+            )
             inner = inner or _specs_of(prepared, batched)
         size = fixed_rows(inner, batched)
         results = _guarded(

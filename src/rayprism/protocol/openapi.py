@@ -181,21 +181,21 @@ def _shown(spec: TensorSpec, batched: bool) -> dict[str, Any]:
     }
 
 
-def _tensor_schema(spec: TensorSpec, batched: bool, *, data_required: bool) -> dict[str, Any]:
-    sizes = _free_rows(spec, batched)
+def _tensor_schema(spec: TensorSpec, batched: bool) -> dict[str, Any]:
+    sizes = [
+        {"type": "integer", "minimum": 1} if size == -1 else {"const": size}
+        for size in _free_rows(spec, batched)
+    ]
     values = _VALUES.get(spec.datatype, "Floats" if spec.datatype.is_float else "Integers")
     schema: dict[str, Any] = {
         "type": "object",
-        "required": ["name", "datatype", "shape", *(["data"] if data_required else [])],
+        "required": ["name", "datatype", "shape"],
         "properties": {
             "name": {"const": spec.name},
             "datatype": {"const": spec.datatype.value},
             "shape": {
                 "type": "array",
-                "prefixItems": [
-                    {"type": "integer", "minimum": 1} if size == -1 else {"const": size}
-                    for size in sizes
-                ],
+                **({"prefixItems": sizes} if sizes else {}),
                 "minItems": len(sizes),
                 "maxItems": len(sizes),
             },
@@ -219,12 +219,7 @@ def _request_schema(model: ServedModel) -> dict[str, Any]:
                 "type": "array",
                 "minItems": len(model.inputs),
                 "maxItems": len(model.inputs),
-                "items": {
-                    "oneOf": [
-                        _tensor_schema(spec, model.batched, data_required=False)
-                        for spec in model.inputs
-                    ]
-                },
+                "items": {"oneOf": [_tensor_schema(spec, model.batched) for spec in model.inputs]},
             },
             "outputs": {
                 "type": "array",
@@ -252,12 +247,7 @@ def _response_schema(model: ServedModel) -> dict[str, Any]:
             "id": {"type": "string"},
             "outputs": {
                 "type": "array",
-                "items": {
-                    "oneOf": [
-                        _tensor_schema(spec, model.batched, data_required=False)
-                        for spec in model.outputs
-                    ]
-                },
+                "items": {"oneOf": [_tensor_schema(spec, model.batched) for spec in model.outputs]},
             },
         },
     }
