@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -243,7 +244,7 @@ def test_pieces_cover_a_request_and_fit(
     pieces = plan_pieces(rows, length, limits)
     assert pieces[0][0] == 0
     assert pieces[-1][1] == rows
-    assert all(left[1] == right[0] for left, right in zip(pieces, pieces[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in pairwise(pieces))
     for start, stop in pieces:
         size = stop - start
         assert 1 <= size <= max_rows

@@ -278,7 +278,10 @@ class BatchQueue:
         expired = []
         while deadlines and (not deadlines[0][2].waiting or deadlines[0][0] < latest_s):
             pending = heapq.heappop(deadlines)[2]
-            if pending.waiting and self._levels[pending.priority].pop(pending._number, None):
+            level = self._levels[pending.priority]
+            # A part of a failed batch waits outside of its level, and expires when it is next.
+            if pending.waiting and pending._number in level:
+                del level[pending._number]
                 self._leave(pending)
                 expired.append(pending)
         if len(deadlines) > 64 + 2 * self._waiting:

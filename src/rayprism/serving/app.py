@@ -47,4 +47,4 @@ def build(args: dict[str, Any]) -> Application:
             "it, write `allow_code: true` under the application's args"
         )
     resolved = settings.model_copy(update={"repository": str(repository.resolve())})
-    return _Deployment.bind(resolved.model_dump(mode="json"))  # type: ignore[no-any-return]
+    return _Deployment.bind(resolved.model_dump(mode="json"))

@@ -260,4 +260,4 @@ def build(args: dict[str, Any]) -> Application:
         raise ConfigInvalid(
             "args", [Fault(name, "unknown key; the front door takes none") for name in args]
         )
-    return _Deployment.bind()  # type: ignore[no-any-return]
+    return _Deployment.bind()
