@@ -30,6 +30,8 @@ __all__ = [
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_TIMEOUT_S = 90.0
+_DRAIN_S = 1.0
+"""Replicas that are taken away have nothing to finish: no use in waiting Serve's half minute."""
 
 
 class ClusterFailed(Exception):
@@ -128,16 +130,13 @@ class BenchCluster:
         """Address of a path behind the cluster's proxy."""
         return f"http://127.0.0.1:{self.http_port}{path}"
 
-    @property
-    def log_folder(self) -> Path:
-        """Where Serve's processes log."""
-        return self._folder / "session_latest" / "logs" / "serve"
-
     def _start(self) -> None:
         environment = clean_environment(self._marker)
         if self._rayprism:
             environment |= _ports_of_its_own()
-            environment = cluster_environment(self._marker, self._folder, None, base=environment)
+            environment = cluster_environment(
+                self._marker, self._folder, None, drain_s=_DRAIN_S, base=environment
+            )
         command = [
             *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
             # Ray takes this loopback address as it is, and 127.0.0.1 as that of the network.
@@ -186,11 +185,16 @@ class BenchCluster:
         self._put()
         self._wait([application["name"] for application in applications], timeout_s)
 
-    def remove(self, names: Sequence[str]) -> None:
-        """Takes applications away; does not wait until their replicas have drained."""
+    def remove(self, names: Sequence[str], *, wait: bool = False) -> None:
+        """Takes applications away, and waits until their replicas are gone if asked to."""
         for name in names:
             self._applications.pop(name, None)
         self._put()
+        deadline = time.monotonic() + 60.0
+        while wait and set(names) & set(self.details()["applications"]):
+            if time.monotonic() > deadline:
+                raise ClusterFailed(f"still there after a minute: {', '.join(names)}")
+            time.sleep(0.1)
 
     def _put(self) -> None:
         config = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -16,17 +15,31 @@ from bench.cluster import BenchCluster, clean_environment
 from bench.figures import Target, Verdict
 from bench.plan import Plan
 
-__all__ = ["judge", "parse_load_steps", "run", "summarise"]
+__all__ = ["judge", "run", "summarise"]
 
 _FACTOR = 1.5
-_LOADED = re.compile(r"is loaded on \S+ with \d+ threads: (?P<steps>[^\n]*?)\.(?:$|[\"\s])")
-_STEP = re.compile(r"(?P<step>\w+) (?P<seconds>[0-9.]+) s")
 _BARE = (
     "import sys, onnxruntime as ort\n"
     "options = ort.SessionOptions()\n"
     "options.intra_op_num_threads = options.inter_op_num_threads = 1\n"
     "ort.InferenceSession(sys.argv[1], options, providers=['CPUExecutionProvider'])\n"
 )
+_LOADER = (
+    "import json, sys, time\n"
+    "started = time.perf_counter()\n"
+    "from rayprism.models.loader import load_model\n"
+    "from rayprism.models.repository import Repository\n"
+    "imported_s = time.perf_counter() - started\n"
+    "version = Repository(sys.argv[1]).version(sys.argv[2], int(sys.argv[3]))\n"
+    "loaded = load_model(version, allow_code=True)\n"
+    "print(json.dumps({'imports': imported_s, **loaded.load_s}))\n"
+)
+_NAMED = ("repository", "model", "version")
+_EMPTY = {
+    "import_path": "bench.peers:noop",
+    "args": {"answer": "{}"},
+    "deployments": [{"name": "noop", "ray_actor_options": {"num_cpus": 0.1}}],
+}
 
 
 def run(
@@ -39,19 +52,16 @@ def run(
         cluster: Where.
         applications: rayprism's, by the model's name; each says where its files are.
     """
+    everything = {"empty": _EMPTY, **applications}
+    names = list(everything)
     samples = []
     for number in range(plan.repeats):
-        empty = {
-            "import_path": "bench.peers:noop",
-            "args": {"answer": "{}"},
-            "deployments": [{"name": "noop", "ray_actor_options": {"num_cpus": 0.1}}],
-        }
-        for name, application in {"empty": empty, **applications}.items():
-            ready_s = _ready_s(cluster, f"cold-{name}-{number}", application)
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            ready_s = _ready_s(cluster, f"cold-{name}-{number}", everything[name])
             sample: dict[str, Any] = {"what": name, "round": number, "ready_s": ready_s}
             if name != "empty":
-                sample["bare_s"] = _bare_s(plan, application["args"])
-                sample["steps_s"] = parse_load_steps(_logs(cluster, f"cold-{name}-{number}"))
+                sample |= _processes(plan, everything[name]["args"])
             samples.append(sample)
             plan.say(
                 f"cold start {number + 1}/{plan.repeats}: {name} ready in {ready_s:.2f} s"
@@ -64,30 +74,24 @@ def _ready_s(cluster: BenchCluster, name: str, application: Mapping[str, Any]) -
     started = time.perf_counter()
     cluster.deploy({**application, "name": name, "route_prefix": f"/{name}"})
     ready_s = time.perf_counter() - started
-    cluster.remove([name])
+    cluster.remove([name], wait=True)
     return ready_s
 
 
-def _bare_s(plan: Plan, args: Mapping[str, Any]) -> float:
+def _processes(plan: Plan, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The bare process, and one that loads the version as a replica does.
+
+    The second is there to explain: a replica's own log is buffered under load settings.
+    """
     folder = Path(args["repository"]) / args["model"] / str(args["version"])
     model_file = folder / json.loads((folder / "manifest.json").read_bytes())["file"]
-    command = [sys.executable, "-c", _BARE, str(model_file)]
+    environment = clean_environment(plan.marker)
     started = time.perf_counter()
-    subprocess.run(command, env=clean_environment(plan.marker), check=True)
-    return time.perf_counter() - started
-
-
-def _logs(cluster: BenchCluster, application: str) -> str:
-    files = cluster.log_folder.glob(f"replica_{application}_*.log")
-    return "\n".join(path.read_text(errors="replace") for path in files)
-
-
-def parse_load_steps(log: str) -> dict[str, float]:
-    """What a replica logged of its own loading: seconds by step; empty where it logged nothing."""
-    match = _LOADED.search(log)
-    if match is None:
-        return {}
-    return {item["step"]: float(item["seconds"]) for item in _STEP.finditer(match["steps"])}
+    subprocess.run([sys.executable, "-c", _BARE, str(model_file)], env=environment, check=True)
+    bare_s = time.perf_counter() - started
+    command = [sys.executable, "-c", _LOADER, *(str(args[key]) for key in _NAMED)]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    return {"bare_s": bare_s, "steps_s": json.loads(done.stdout)}
 
 
 def summarise(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -97,7 +101,7 @@ def summarise(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for what in dict.fromkeys(item["what"] for item in samples if item["what"] != "empty"):
         mine = [item for item in samples if item["what"] == what]
         ready_s, bare_s = (_median([item[key] for item in mine]) for key in ("ready_s", "bare_s"))
-        steps = {step for item in mine for step in item["steps_s"]}
+        steps = dict.fromkeys(step for item in mine for step in item["steps_s"])
         rows.append(
             {
                 "model": what,
@@ -106,7 +110,7 @@ def summarise(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "bare_s": bare_s,
                 "steps_s": {
                     step: _median([item["steps_s"].get(step, 0.0) for item in mine])
-                    for step in sorted(steps)
+                    for step in steps
                 },
                 "ratio": (ready_s - empty_s) / bare_s,
             }

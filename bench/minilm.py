@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from bench.cluster import BenchCluster, clean_environment
-from bench.figures import Target, Verdict, clean, median_of, paired_ratio, spread
+from bench.figures import (
+    Target,
+    Verdict,
+    clean,
+    cpu_groups,
+    median_of,
+    paired_ratio,
+    spread,
+)
 from bench.load import drive
 from bench.plan import Plan, Server, wait_for_answer
 from bench.sentences import sentences
@@ -92,6 +100,8 @@ def run(plan: Plan, cluster: BenchCluster, threads: int = 1) -> dict[str, Any]:
             seconds=plan.seconds * 2,
             marker=plan.marker,
         )
+        cpu_s = cpu_groups(ours["cpu_s"], MODEL)["server"]
+        ours["cpu_ms_per_row"] = cpu_s / ours["requests"] * 1e3
         samples.append({"server": "rayprism", "round": number, **ours})
         for name, tokenise in (("model only", False), ("with tokenisation", True)):
             found = alone(best["batch_size"], plan.seconds, tokenise=tokenise)
@@ -155,7 +165,11 @@ def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
     sorted_best = [item for item in result["tuning"] if item["by_length"]]
     return {
         "rows": {
-            name: {"rate": median_of(items), "rate_spread": spread(items)}
+            name: {
+                "rate": median_of(items),
+                "rate_spread": spread(items),
+                "cpu_ms_per_row": median_of(items, "cpu_ms_per_row"),
+            }
             for name, items in by_server.items()
         },
         "p50_s": median_of(ours, "latency_s.p50"),

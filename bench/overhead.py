@@ -17,6 +17,7 @@ from typing import Any
 
 from bench import cold, machine, minilm, tiny, tiny_model
 from bench.cluster import BenchCluster, ClusterFailed
+from bench.figures import median_of
 from bench.load import LoadFailed
 from bench.plan import AnswerWrong, Plan, Server
 from bench.processes import end_marked, new_marker
@@ -92,7 +93,7 @@ def _plan(given: argparse.Namespace, marker: str, folder: Path) -> Plan:
         seconds=given.seconds,
         rounds=given.rounds,
         connections=given.connections,
-        repeats=3,
+        repeats=5,
         batch_sizes=(1, 2, 4, 8, 16, 32, 64),
     )
     if given.quick:
@@ -128,6 +129,10 @@ def _run(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
         verdicts += minilm.judge(results["minilm"]["summary"])
     if "cold" in results:
         verdicts += cold.judge(results["cold"]["summary"])
+    loads = [*samples, *results.get("minilm", {}).get("samples", ())]
+    results["other_cores"] = median_of(
+        [item for item in loads if "other_cores" in item], "other_cores"
+    )
     results["verdicts"] = [verdict.to_json() for verdict in verdicts]
     return results
 

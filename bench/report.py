@@ -60,13 +60,15 @@ def render(results: Mapping[str, Any]) -> str:
 def _context(results: Mapping[str, Any]) -> str:
     machine, versions, commit = results["machine"], results["versions"], results["commit"]
     plan = results["plan"]
+    noise = results["other_cores"]
+    quiet = f", of which something else kept {noise:.2f} busy" if noise is not None else ""
     state = " with changes" if commit["changed_since"] else ""
     return (
         f"{results['date'][:10]}, {machine['cores']} cores ({machine['cpu']}), "
         f"{machine['memory_gib']:.0f} GiB; Ray {versions.get('ray')}, "
         f"onnxruntime {versions.get('onnxruntime')}, Python {versions['python']}, "
         f"wrk {versions['wrk']}; commit {commit['hash'][:12]}{state}. Client, proxy and servers "
-        f"share the cores. Medians of {plan['rounds']} interleaved rounds of "
+        f"share the cores{quiet}. Medians of {plan['rounds']} interleaved rounds of "
         f"{plan['seconds']:g} s; ratios are medians of the rounds' own ratios."
     )
 
@@ -151,6 +153,7 @@ def _minilm(result: Mapping[str, Any]) -> str:
         [
             names[name],
             number(figures["rate"]),
+            number(figures["cpu_ms_per_row"], " ms"),
             "" if name == "rayprism" else number(summary["ratios"][name], "x"),
         ]
         for name, figures in rows.items()
@@ -171,7 +174,7 @@ def _minilm(result: Mapping[str, Any]) -> str:
         f"{', '.join(map(str, sizes))}.{extra} Latency of rayprism: p50 "
         f"{milliseconds(summary['p50_s'])}, p99 {milliseconds(summary['p99_s'])}."
     )
-    header = ["MiniLM sentence embeddings (int8)", "rows/s", "rayprism's ratio"]
+    header = ["MiniLM sentence embeddings (int8)", "rows/s", "CPU per row", "rayprism's ratio"]
     return f"{table(header, lines)}\n\n{note}"
 
 
@@ -193,6 +196,6 @@ def _cold(rows: Sequence[Mapping[str, Any]]) -> str:
         "an empty deployment",
         "bare process",
         "(ready - empty) / bare",
-        "of it in the replica",
+        "what the replica does to load",
     ]
     return table(header, lines)

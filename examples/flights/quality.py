@@ -13,7 +13,6 @@ import pandas as pd
 from estimators import OUTPUT, Candidate
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from sklearn.pipeline import Pipeline
-from threadpoolctl import threadpool_limits
 
 AGREEMENT = 1e-5
 """Largest difference in probability that the export may make: scikit-learn computes in float64,
@@ -25,13 +24,8 @@ Probabilities = npt.NDArray[np.float32]
 
 
 def fit(candidate: Candidate, flights: pd.DataFrame) -> Pipeline:
-    """A fitted estimator.
-
-    On one thread: the data are small, and on a busy machine threads that wait for each other cost
-    more than they bring.
-    """
-    with threadpool_limits(1):
-        return candidate.build().fit(flights[list(data.COLUMNS)], data.was_delayed(flights))
+    """A fitted estimator."""
+    return candidate.build().fit(flights[list(data.COLUMNS)], data.was_delayed(flights))
 
 
 def describe_part(flights: pd.DataFrame, weeks: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import flights_data as data
 import pandas as pd
 import quality
 from estimators import CANDIDATES, Candidate, export_onnx
+from threadpoolctl import threadpool_limits
 
 from rayprism.core.compare import Tolerance
 from rayprism.models.manifest import Batching, TensorValue
@@ -98,6 +99,9 @@ def find_version(repository: Repository, recipe: Mapping[str, Any]) -> ModelVers
     return None
 
 
+# On one thread: the data are small, and on a busy machine threads that wait for each other cost
+# more than they bring.
+@threadpool_limits.wrap(limits=1)
 def train_version(
     candidate: Candidate, recipe: dict[str, Any], flights: pd.DataFrame, repository: Repository
 ) -> ModelVersion:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from bench.cold import parse_load_steps
 from bench.load import LoadFailed, parse_output
 from bench.processes import role_of
 
@@ -42,12 +41,3 @@ def test_no_answer_is_a_failure() -> None:
 )
 def test_role_of_a_process(command: list[str], role: str) -> None:
     assert role_of(command) == role
-
-
-def test_load_steps_are_read_from_the_log() -> None:
-    log = (
-        "INFO 2026-11-21 10:00:00,000 tiny model x -- tiny version 1 (sha256:ab) is loaded on cpu "
-        "with 1 threads: verify 0.001 s, open 0.020 s, warm_up 0.003 s.\nINFO next"
-    )
-    assert parse_load_steps(log) == {"verify": 0.001, "open": 0.02, "warm_up": 0.003}
-    assert parse_load_steps("nothing") == {}

@@ -160,13 +160,28 @@ def test_down_after_the_head_was_killed(shell):
 
 @pytest.mark.e2e
 def test_a_start_that_fails_shows_the_log_and_leaves_nothing(shell):
-    shell.environment["RAY_AUTH_MODE"] = "nonsense"
+    scripts = shell.folder / "ray" / "scripts"
+    scripts.mkdir(parents=True)
+    (scripts / "scripts.py").write_text("raise SystemExit('there is no room for Ray')")
+    for folder in (scripts, scripts.parent):
+        (folder / "__init__.py").touch()
     up = shell.up()
     assert up.returncode == 1
-    assert "Ray did not start; its log ends with" in up.stderr
-    assert "nonsense" in up.stderr
+    assert "Ray did not start; its log ends with:\n  there is no room for Ray" in up.stderr
+    assert "Traceback" not in up.stderr
     assert find_cluster(shell.state_dir) is None
     assert not (shell.state_dir / "cluster.json").exists()
+
+
+@pytest.mark.e2e
+def test_token_mode_without_a_token_is_told_at_once(shell):
+    shell.environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "",
+        "RAY_AUTH_TOKEN_PATH": str(shell.folder / "none"),
+    }
+    up = shell.up()
+    assert (up.returncode, "get-auth-token" in up.stderr) == (1, True)
 
 
 def test_a_taken_port_is_named(tmp_path):

@@ -259,9 +259,10 @@ def check_inputs(
 
 def _holds_nan(array: Array) -> bool:
     if array.size and array.dtype.kind == "f":
-        # A minimum is NaN where any element is: half the time of the other way, and no second
-        # array. Not for BF16, whose minimum warns of NaN.
-        return bool(np.isnan(np.minimum.reduce(array, axis=None)))
+        # A minimum is NaN where any element is, and NaN differs from itself: half the time of the
+        # other way, and no second array. Not for BF16, whose minimum warns of NaN.
+        least = np.minimum.reduce(array, axis=None)
+        return bool(least != least)
     return bool(np.isnan(array).any())
 
 

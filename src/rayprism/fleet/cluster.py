@@ -38,7 +38,7 @@ from rayprism.fleet.processes import (
     is_member,
     port_holder,
 )
-from rayprism.fleet.rest import ServeClient
+from rayprism.fleet.rest import ServeClient, token_header
 
 __all__ = [
     "DEFAULT_STATE_DIR",
@@ -231,6 +231,7 @@ def start_cluster(
                 f"port {settings.dashboard_port} of the dashboard is taken"
                 f"{port_holder(settings.dashboard_port)}. End that, or use --dashboard-port"
             )
+        token_header()  # without a token, Ray would fail late and at length
         _make_temp_dir(home.temp_dir)
         try:
             return _launch(home, settings, timeout_s, say), True

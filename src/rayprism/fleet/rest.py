@@ -21,6 +21,7 @@ __all__ = [
     "ServeClient",
     "ServeState",
     "parse_state",
+    "token_header",
 ]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -149,7 +150,7 @@ class ServeClient:
             ClusterError: Nobody answers there, or not as Serve's API does.
         """
         url = f"{self.address}/api/serve/applications/"
-        request = urllib.request.Request(url, headers=_authorization())
+        request = urllib.request.Request(url, headers=token_header())
         # Proxies of the environment are for the internet, not for a cluster's own dashboard.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
@@ -179,8 +180,11 @@ def _hint(code: int) -> str:
     return ""
 
 
-def _authorization() -> dict[str, str]:
-    """The token header, where token mode is on.
+def token_header() -> dict[str, str]:
+    """The header with the token, where RAY_AUTH_MODE is `token`.
+
+    Raises:
+        ClusterError: There is no token.
 
     Source: Ray, "Token authentication": RAY_AUTH_TOKEN, then the file at RAY_AUTH_TOKEN_PATH, then
     ~/.ray/auth_token.

@@ -43,7 +43,8 @@ _DATATYPES = {
 _OPTIONS = {"graph_optimization": ("all", "extended", "basic", "disable")}
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
-_ERRORS_ONLY = 3
+# Errors are raised; on standard error they would only be there twice, without a request id.
+_FATAL_ONLY = 4
 
 
 class OnnxRuntime:
@@ -190,7 +191,7 @@ def _session_options(onnxruntime: Any, threads: int, optimization: str) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = {
         "all": level.ORT_ENABLE_ALL,

@@ -1,0 +1,251 @@
+"""What a loaded model checks, measures and leaves alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayprism.core.tensors import Datatype, Tensors, TensorSpec
+from rayprism.errors import GoldenMismatch, LoadFailed, ModelFailed
+from rayprism.models import loader
+from rayprism.models.loader import LoadedModel, load_model
+from rayprism.models.manifest import Batching
+from rayprism.models.push import push_model
+from rayprism.models.repository import ModelVersion, Repository
+from rayprism.models.runtime import Signature
+from tests.support.models import example_rows, mlp_example, save_mlp
+
+
+class Recorder:
+    """A runtime that notes what it was asked, and answers as the MLP's manifest says."""
+
+    device = "cpu"
+
+    def __init__(self, row_s: float = 0.0) -> None:
+        self.row_s = row_s
+        self.rows: list[int] = []
+        self.closed = False
+
+    def signature(self) -> Signature:
+        return Signature()
+
+    def run(self, inputs: Tensors) -> Tensors:
+        rows = len(inputs["x"])
+        self.rows.append(rows)
+        if self.row_s:
+            time.sleep(self.row_s * rows)
+        return {"y": np.zeros((rows, 3), np.float32)}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def version(repository: Repository, mlp_onnx: Path) -> ModelVersion:
+    return push_model(repository, "m", mlp_onnx, example=mlp_example()).version
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setattr(loader, "open_runtime", lambda *_, **__: recorder)
+    return recorder
+
+
+def test_one_row_and_the_largest_batch_are_warm(
+    version: ModelVersion, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_WARM_UP_LIMIT_S", 1e9)
+    monkeypatch.setattr(loader, "_one_run", lambda model, batch: model.run(batch) and 0.01)
+    loaded = load_model(version, check=False)
+    assert recorder.rows == [1, 1, 64, 64]
+    assert loaded.measured_rows == 64
+    assert not recorder.closed
+    loaded.close()
+    assert recorder.closed
+
+
+def test_a_slow_model_is_not_warmed_for_long(version: ModelVersion, recorder: Recorder) -> None:
+    recorder.row_s = 0.06
+    loaded = load_model(version, check=False)
+    assert recorder.rows == [1, 1]
+    assert loaded.measured_rows == 1
+    assert loaded.measured_run_s >= 0.06
+    [note] = loaded.notes
+    assert "a batch of 64 rows was not warmed up: 1 row takes 0.06" in note
+
+
+def test_a_golden_example_that_fails_closes_the_model(
+    version: ModelVersion, recorder: Recorder
+) -> None:
+    with pytest.raises(GoldenMismatch, match="m 1 on cpu does not reproduce"):
+        load_model(version)
+    assert recorder.closed
+
+
+def test_a_model_that_raises_while_warming_up(
+    version: ModelVersion, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(inputs: Tensors) -> Tensors:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(recorder, "run", fail)
+    with pytest.raises(LoadFailed, match=r"warming up with x \[1, 4\] raised MemoryError"):
+        load_model(version)
+    assert recorder.closed
+
+
+def test_threads_and_device_reach_the_runtime(
+    version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    real = loader.open_runtime
+
+    def spy(kind: Any, folder: Path, file: str, settings: Any, **keywords: Any) -> Any:
+        seen.append(settings)
+        return real(kind, folder, file, settings, **keywords)
+
+    monkeypatch.setattr(loader, "open_runtime", spy)
+    load_model(version, threads=3, device="cpu")
+    assert (seen[0].threads, seen[0].device, seen[0].allow_code) == (3, "cpu", False)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ({}, "m 1: output 'y' is missing"),
+        ({"y": np.zeros((2, 3))}, "output 'y' is FP64, the manifest says FP32"),
+        ({"y": np.zeros((3, 3), np.float32)}, r"shape \[3, 3\], the batch has 2 rows"),
+        ({"y": np.zeros((), np.float32)}, r"shape \[\], the batch has 2 rows"),
+        ({"z": np.zeros((2, 3), np.float32)}, "output 'y' is missing"),
+    ],
+)
+def test_answers_are_checked(
+    version: ModelVersion,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    outputs: Tensors,
+    said: str,
+) -> None:
+    loaded = load_model(version, check=False)
+    monkeypatch.setattr(recorder, "run", lambda inputs: outputs)
+    with pytest.raises(ModelFailed, match=said):
+        loaded.run({"x": example_rows(2)})
+
+
+def changed(version: ModelVersion, change: Any) -> ModelVersion:
+    raw = json.loads(version.manifest.to_json())
+    change(raw)
+    return ModelVersion(version.folder, type(version.manifest).model_validate(raw))
+
+
+def _two_inputs(raw: Any) -> None:
+    raw["inputs"].append({"name": "w", "datatype": "FP32", "shape": [-1, 1]})
+    raw["golden"]["inputs"].append(
+        {"name": "w", "datatype": "FP32", "shape": [3, 1], "data": [1, 2, 3]}
+    )
+
+
+def _other_output(raw: Any) -> None:
+    raw["outputs"][0]["name"] = raw["golden"]["outputs"][0]["name"] = "z"
+
+
+def _other_datatype(raw: Any) -> None:
+    raw["outputs"][0]["datatype"] = raw["golden"]["outputs"][0]["datatype"] = "FP64"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_two_inputs, "the model has no input 'w'"),
+        (_other_output, "it has no output 'z'"),
+        (_other_datatype, "output 'y' is FP32, the manifest says FP64"),
+        (lambda raw: raw["outputs"][0].update(shape=[-1, 7]),
+         r"output 'y' has shape \[-1, 3\], the manifest says \[-1, 7\]"),
+        (lambda raw: raw["outputs"][0].update(shape=[-1, 3, 1]), "output 'y' has shape"),
+    ],
+)  # fmt: skip
+def test_the_model_has_to_be_what_the_manifest_says(
+    version: ModelVersion, change: Any, said: str
+) -> None:
+    with pytest.raises(LoadFailed, match=said):
+        load_model(changed(version, change))
+
+
+def test_a_fixed_size_may_be_left_free_by_neither(version: ModelVersion) -> None:
+    loose = changed(version, lambda raw: raw["outputs"][0].update(shape=[-1, -1]))
+    load_model(loose)
+
+
+def test_the_fast_path_copies_nothing(version: ModelVersion, recorder: Recorder) -> None:
+    """Serving pays for every step between the batch and the engine, each time."""
+    loaded = load_model(version, check=False)
+    given: list[Tensors] = []
+    answer = {"y": np.zeros((2, 3), np.float32)}
+    recorder.run = lambda inputs: given.append(inputs) or answer  # type: ignore[func-returns-value, method-assign]
+    batch = {"x": example_rows(2)}
+    assert loaded.prepare(batch) is batch
+    assert loaded.run(batch) is answer
+    assert given[0] is batch
+    assert len(given) == 1
+
+
+def test_a_model_that_is_not_batched(repository: Repository, tmp_path: Path) -> None:
+    path = save_mlp(tmp_path / "m.onnx", batch=2)
+    loaded = load_model(push_model(repository, "m", path, example=mlp_example(2)).version)
+    assert loaded.run({"x": example_rows(2)})["y"].shape == (2, 3)
+    assert isinstance(loaded, LoadedModel)
+    assert loaded.manifest.batching == Batching(batched=False, max_rows=1)
+
+
+def test_nothing_is_logged_where_nothing_is_wrong(
+    version: ModelVersion, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_model(version).run({"x": example_rows(2)})
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_engines_are_imported_only_when_needed() -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys\n"
+        "import rayprism.models.loader, rayprism.models.push, rayprism.models.onnx\n"
+        "import rayprism.models.torch, rayprism.models.torch_archive, rayprism.models.onnx_file\n"
+        "found = {'onnxruntime', 'torch', 'ray', 'onnx', 'pandas'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_specs_are_compared_by_name(repository: Repository, tmp_path: Path) -> None:
+    """The order in the manifest is the owner's, not the graph's."""
+    from onnx import TensorProto, helper
+
+    from tests.support.models import save_onnx
+
+    path = save_onnx(
+        tmp_path / "m.onnx",
+        [helper.make_node("Sub", ["a", "b"], ["y"]), helper.make_node("Neg", ["a"], ["z"])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 1]) for n in "ab"],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 1]) for n in "yz"],
+    )
+    specs = [TensorSpec(name, Datatype.FP32, (-1, 1)) for name in "bazy"]
+    example = {"a": [[5.0], [1.0]], "b": [[2.0], [1.0]]}
+    version = push_model(
+        repository, "m", path, example=example, inputs=specs[:2], outputs=specs[2:]
+    ).version
+    assert version.manifest.output_names == ["z", "y"]
+    outputs = load_model(version).run(
+        {"b": np.array([[1]], np.float32), "a": np.array([[3]], np.float32)}
+    )
+    assert {name: array.item() for name, array in outputs.items()} == {"z": -3.0, "y": 2.0}
