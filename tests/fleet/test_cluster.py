@@ -152,6 +152,8 @@ def test_down_after_the_head_was_killed(shell):
     os.kill(state.pid, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(state.pid)] if psutil.pid_exists(state.pid) else [], 5)
     assert find_cluster(shell.state_dir) is None
+    status = shell.rayprism("status")
+    assert (status.returncode, "is gone" in status.stderr) == (1, True)
     down = shell.rayprism("down")
     assert (down.returncode, down.stdout) == (0, "the cluster is down\n"), down.stderr
     assert left_of(state) == []

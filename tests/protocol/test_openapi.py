@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import pytest
 
-from rayprism.core.tensors import Datatype, TensorSpec
+from rayprism.core.tensors import Datatype, TensorSpec, numpy_dtype
 from rayprism.protocol.http import decode_infer_request, encode_infer_response
 from rayprism.protocol.metadata import (
     ServedModel,
@@ -25,6 +25,7 @@ from rayprism.protocol.metadata import (
 )
 from rayprism.protocol.openapi import docs_page, example_request, openapi_document
 from rayprism.protocol.status import http_status
+from tests.protocol.tensors import assert_same
 from tests.protocol.test_metadata import INDEX, STATISTICS
 from tests.protocol.test_status import EXPECTED, make
 
@@ -161,6 +162,19 @@ def test_examples_are_requests_that_fit_their_schema(model: ServedModel) -> None
     shown = next(m for m in DOCUMENT["x-rayprism-models"] if m["name"] == model.name)
     assert orjson.loads(shown["exampleText"]) == example
     assert shown["exampleIsReal"]
+
+
+@pytest.mark.parametrize("datatype", [Datatype.FP16, Datatype.BF16, Datatype.FP32, Datatype.FP64])
+def test_examples_of_floats_are_short(datatype: Datatype) -> None:
+    array = np.array([[0.5, 0.1, np.nan]]).astype(numpy_dtype(datatype))
+    model = ServedModel("m", "1", (TensorSpec("x", datatype, (-1, 3)),), (), example={"x": array})
+    example = example_request(model)
+    assert example is not None
+    (tensor,) = example["inputs"]
+    assert tensor["data"][0] == 0.5
+    assert tensor["data"][2] is None
+    assert len(str(tensor["data"][1])) < 12
+    assert_same(decode_infer_request(orjson.dumps(example)).tensors["x"], array)
 
 
 def test_the_schema_refuses_what_the_model_does() -> None:

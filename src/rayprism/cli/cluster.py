@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +11,7 @@ from rayprism.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from rayprism.fleet.cluster import ClusterState
-    from rayprism.fleet.rest import ServeState
+    from rayprism.fleet.rest import ServeClient, ServeState
 
 __all__ = ["down", "status", "up", "wait"]
 
@@ -166,14 +166,11 @@ def status(ctx: click.Context, address: str | None, state_dir: Path, as_json: bo
     ctx.exit(0 if serve.is_running else 1)
 
 
-def _client(address: str | None, state_dir: Path) -> Any:
-    from rayprism.fleet.cluster import find_cluster
+def _client(address: str | None, state_dir: Path) -> ServeClient:
+    from rayprism.fleet.cluster import find_address
     from rayprism.fleet.rest import DEFAULT_ADDRESS, ServeClient
 
-    if address is None:
-        cluster = find_cluster(state_dir)
-        address = DEFAULT_ADDRESS if cluster is None else cluster.dashboard_address
-    return ServeClient(address)
+    return ServeClient(address or find_address(state_dir) or DEFAULT_ADDRESS)
 
 
 def _print_serve(serve: ServeState) -> None:

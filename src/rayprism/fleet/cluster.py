@@ -44,6 +44,7 @@ __all__ = [
     "DEFAULT_STATE_DIR",
     "ClusterSettings",
     "ClusterState",
+    "find_address",
     "find_cluster",
     "start_cluster",
     "stop_cluster",
@@ -181,6 +182,24 @@ def find_cluster(state_dir: Path = DEFAULT_STATE_DIR) -> ClusterState | None:
     if state is None or _head(state) is None:
         return None
     return state
+
+
+def find_address(state_dir: Path = DEFAULT_STATE_DIR) -> str | None:
+    """The dashboard of a state folder's cluster; None where none was started.
+
+    Raises:
+        ClusterError: It was started, and has ended by itself.
+    """
+    cluster = find_cluster(state_dir)
+    if cluster is not None:
+        return cluster.dashboard_address
+    gone = ClusterState.read(_Home(state_dir.resolve()).state_file)
+    if gone is None:
+        return None
+    raise ClusterError(
+        f"the cluster of {state_dir} has ended: its head (pid {gone.pid}) is gone. The end of its "
+        f"log:\n{_tail(gone.log)}\n`rayprism down` clears up what is left"
+    )
 
 
 def _head(state: ClusterState) -> psutil.Process | None:

@@ -7,12 +7,12 @@ of Triton's extensions. The server answers over the same paths that are named he
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import orjson
 
 from rayprism.core.tensors import Array, Datatype, TensorSpec, datatype_of
@@ -135,14 +135,19 @@ def example_request(model: ServedModel) -> dict[str, Any] | None:
 
 
 def _example_tensor(name: str, array: Array) -> dict[str, Any]:
+    datatype = datatype_of(array)
     values = values_from_array(array)
-    if any(type(value) is float and math.isinf(value) for value in values):
-        raise ValueError("JSON cannot carry infinities")
+    if datatype.is_float:
+        if np.isinf(array).any():
+            raise ValueError("JSON cannot carry infinities")
+        # Written and read again, 0.1 as FP32 stays 0.1, and NaN becomes null.
+        wide = array.ravel().astype(np.float64 if datatype is Datatype.FP64 else np.float32)
+        values = orjson.loads(orjson.dumps(wide, option=orjson.OPT_SERIALIZE_NUMPY))
     return {
         "name": name,
-        "datatype": datatype_of(array).value,
+        "datatype": datatype.value,
         "shape": list(array.shape),
-        "data": [None if value != value else value for value in values],
+        "data": values,
     }
 
 
