@@ -56,6 +56,8 @@ def clean_environment(marker: str) -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("RAY_", "RAYPRISM_", "SERVE_"))
+        # Where set, every start would compile our own sources anew, as no installation does.
+        and name != "PYTHONDONTWRITEBYTECODE"
     }
     paths = [str(_ROOT), *filter(None, [kept.get("PYTHONPATH")])]
     return {

@@ -54,6 +54,8 @@ def run(
     """
     everything = {"empty": _EMPTY, **applications}
     names = list(everything)
+    # The first application of a cluster also waits for Serve itself.
+    _ready_s(cluster, "cold-first", _EMPTY)
     samples = []
     for number in range(plan.repeats):
         first = number % len(names)
@@ -95,31 +97,31 @@ def _processes(plan: Plan, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summarise(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians by model, and each model's ratio to its limit."""
-    empty_s = _median([item["ready_s"] for item in samples if item["what"] == "empty"])
+    """Medians by model; the ratio to its limit is the median of the rounds' own."""
+    empty_s = {item["round"]: item["ready_s"] for item in samples if item["what"] == "empty"}
     rows = []
     for what in dict.fromkeys(item["what"] for item in samples if item["what"] != "empty"):
         mine = [item for item in samples if item["what"] == what]
-        ready_s, bare_s = (_median([item[key] for item in mine]) for key in ("ready_s", "bare_s"))
         steps = dict.fromkeys(step for item in mine for step in item["steps_s"])
+        ratios = [
+            (item["ready_s"] - empty_s[item["round"]]) / item["bare_s"]
+            for item in mine
+            if item["round"] in empty_s
+        ]
         rows.append(
             {
                 "model": what,
-                "ready_s": ready_s,
-                "actor_s": empty_s,
-                "bare_s": bare_s,
+                "ready_s": statistics.median(item["ready_s"] for item in mine),
+                "actor_s": statistics.median(empty_s.values()),
+                "bare_s": statistics.median(item["bare_s"] for item in mine),
                 "steps_s": {
-                    step: _median([item["steps_s"].get(step, 0.0) for item in mine])
+                    step: statistics.median(item["steps_s"].get(step, 0.0) for item in mine)
                     for step in steps
                 },
-                "ratio": (ready_s - empty_s) / bare_s,
+                "ratio": statistics.median(ratios),
             }
         )
     return rows
-
-
-def _median(values: list[float]) -> float:
-    return statistics.median(values)
 
 
 def judge(rows: list[dict[str, Any]]) -> list[Verdict]:

@@ -41,7 +41,7 @@ HOW_TO_INSTALL = {
 }
 
 BATCHING = Batching(
-    # One thread of a CPU needs 0.26 to 0.3 ms a token, padding included, and is at its best from
+    # One thread of a CPU needs 0.25 to 0.3 ms a token, padding included, and is at its best from
     # about 256 tokens on (README.md has the numbers). Larger batches, and batches with more
     # padding, only make their rows wait.
     max_rows=32,

@@ -191,3 +191,20 @@ def test_nan_is_found_wherever_it_is(datatype: Datatype, shape: tuple[int, int])
         holed[index] = dtype.type(np.nan)
         with pytest.raises(InvalidInput, match="holds NaN"):
             check_inputs([spec], {"x": holed}, batched=True)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "bits"),
+    [
+        (Datatype.FP16, np.uint16(0x7D00)),
+        (Datatype.BF16, np.uint16(0x7FA0)),
+        (Datatype.FP32, np.uint32(0x7FA00000)),
+        (Datatype.FP64, np.uint64(0x7FF4000000000000)),
+    ],
+)
+def test_a_signalling_nan_is_found_without_a_warning(datatype: Datatype, bits: Any) -> None:
+    """Raw tensors bring any bits; warnings fail this test."""
+    array = np.full((1, 5), bits).view(numpy_dtype(datatype))
+    spec = TensorSpec("x", datatype, (-1, 5), allow_nan=False)
+    with pytest.raises(InvalidInput, match="holds NaN"):
+        check_inputs([spec], {"x": array}, batched=True)

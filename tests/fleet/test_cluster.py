@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from rayprism.errors import ClusterError
-from rayprism.fleet.cluster import ClusterSettings, ClusterState, find_cluster, start_cluster
+from rayprism.fleet.cluster import start_cluster
 from rayprism.fleet.processes import find_members, find_port
+from rayprism.fleet.state import ClusterSettings, ClusterState, find_cluster
 
 BIN = Path(sys.executable).parent
 APP = """
@@ -64,7 +65,7 @@ class Shell:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=180,
         )
 
     def rayprism(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -117,7 +118,7 @@ def test_a_life_of_a_cluster(shell):
         (shell.folder / f"{fail}.yaml").write_text(SERVE.format(port=port, fail=fail))
     deploy = shell.run("serve", "deploy", "--address", shell.address, "false.yaml")
     assert deploy.returncode == 0, deploy.stderr
-    wait = shell.rayprism("wait", "--timeout", "60")
+    wait = shell.rayprism("wait", "--timeout", "120")
     assert wait.returncode == 0, wait.stderr
     assert f"1 application running at http://127.0.0.1:{port}" in wait.stdout
     assert "greeter RUNNING (Greeter 1/1)" in wait.stderr
@@ -130,7 +131,7 @@ def test_a_life_of_a_cluster(shell):
     assert shown["serve"]["applications"][0]["status"] == "RUNNING"
 
     shell.run("serve", "deploy", "--address", shell.address, "true.yaml")
-    wait = shell.rayprism("wait", "--timeout", "60")
+    wait = shell.rayprism("wait", "--timeout", "120")
     assert wait.returncode == 1
     assert "RuntimeError: the weights are missing" in wait.stderr
     assert "Traceback" not in wait.stderr

@@ -144,7 +144,8 @@ def test_what_the_user_set_wins(tmp_path):
 
 
 def test_python_proxy_needs_no_haproxy_settings(tmp_path):
-    found = cluster_environment("id", tmp_path, None, haproxy=False, base={})
+    base = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+    found = cluster_environment("id", tmp_path, None, haproxy=False, base=base)
     assert found["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert "RAY_SERVE_HAPROXY_RETRIES" not in found
 

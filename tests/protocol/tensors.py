@@ -50,7 +50,8 @@ def arrays(draw: st.DrawFn, *, text_only: bool = False, finite: bool = False) ->
     if datatype is Datatype.BF16:
         # Every 16 bits are some bfloat16; NaN among them are made the one that survives JSON.
         array = draw(hnp.arrays(np.uint16, shape)).view(ml_dtypes.bfloat16)
-        array = np.where(np.isnan(array), ml_dtypes.bfloat16(np.nan), array)
+        with np.errstate(invalid="ignore"):
+            array = np.where(np.isnan(array), ml_dtypes.bfloat16(np.nan), array)
     else:
         array = draw(hnp.arrays(numpy_dtype(datatype), shape))
     if finite and datatype.is_float:

@@ -135,6 +135,15 @@ def test_pickle(protocol: int) -> None:
         assert type(nested) is codec.ModelInferRequest.InferInputTensor
 
 
+def test_every_message_knows_where_it_lives() -> None:
+    for name in OURS.message_types_by_name:
+        kind = getattr(grpc_messages, name)
+        assert (kind.__module__, kind.__qualname__) == (grpc_messages.__name__, name)
+    nested = codec.ModelInferRequest.InferInputTensor
+    assert nested.__module__ == grpc_messages.__name__
+    assert nested.__qualname__ == "ModelInferRequest.InferInputTensor"
+
+
 def test_every_message_can_be_pickled() -> None:
     for name in OURS.message_types_by_name:
         message = getattr(grpc_messages, name)()

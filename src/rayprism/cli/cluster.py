@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ import click
 from rayprism.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from rayprism.fleet.cluster import ClusterState
     from rayprism.fleet.rest import ServeClient, ServeState
+    from rayprism.fleet.state import ClusterState
 
 __all__ = ["down", "status", "up", "wait"]
 
@@ -52,7 +53,11 @@ _address_option = click.option(
     type=click.IntRange(1),
     help="CPUs that Ray hands out; more than there are is allowed.  [default: the machine's]",
 )
-@click.option("--no-haproxy", is_flag=True, help="Use Serve's Python proxy: slower, everywhere.")
+@click.option(
+    "--no-haproxy",
+    is_flag=True,
+    help="Use Serve's Python proxy, which is slower. Always so but on Linux.",
+)
 @click.option(
     "--drain-s",
     type=click.FloatRange(0),
@@ -86,13 +91,14 @@ def up(
 
     Up already with the same settings: says so, exit code 0.
     """
-    from rayprism.fleet.cluster import ClusterSettings, start_cluster
+    from rayprism.fleet.cluster import start_cluster
+    from rayprism.fleet.state import ClusterSettings
 
     settings = ClusterSettings(
         repository=None if repository is None else str(repository.resolve()),
         dashboard_port=dashboard_port,
         num_cpus=num_cpus,
-        haproxy=not no_haproxy,
+        haproxy=not no_haproxy and sys.platform == "linux",
         drain_s=drain_s,
     )
     state, fresh = start_cluster(settings, state_dir, timeout_s=timeout_s, say=say)
@@ -146,7 +152,7 @@ def status(ctx: click.Context, address: str | None, state_dir: Path, as_json: bo
     """
     from dataclasses import asdict
 
-    from rayprism.fleet.cluster import find_cluster
+    from rayprism.fleet.state import find_cluster
 
     cluster = find_cluster(state_dir)
     serve = _client(address, state_dir).state()
@@ -167,8 +173,8 @@ def status(ctx: click.Context, address: str | None, state_dir: Path, as_json: bo
 
 
 def _client(address: str | None, state_dir: Path) -> ServeClient:
-    from rayprism.fleet.cluster import find_address
     from rayprism.fleet.rest import DEFAULT_ADDRESS, ServeClient
+    from rayprism.fleet.state import find_address
 
     return ServeClient(address or find_address(state_dir) or DEFAULT_ADDRESS)
 

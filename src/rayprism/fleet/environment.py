@@ -38,8 +38,8 @@ def cluster_environment(
 ) -> dict[str, str]:
     """What the head node is started with; workers and replicas inherit it.
 
-    A variable that is already set wins over ours, but for the marker and the repository that was
-    asked for.
+    A variable that is already set wins over our default, but not over what was asked for in an
+    argument.
 
     Args:
         cluster: The cluster's id.
@@ -52,7 +52,11 @@ def cluster_environment(
     environment = dict(os.environ if base is None else base)
     for name in _FORGOTTEN:
         environment.pop(name, None)
-    for name, value in _defaults(temp_dir, haproxy=haproxy, drain_s=drain_s).items():
+    if not haproxy:
+        environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    if drain_s is not None:
+        environment["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = f"{drain_s:g}"
+    for name, value in _defaults(temp_dir, haproxy=haproxy).items():
         environment.setdefault(name, value)
     taken: list[int] = []
     for name, default in _PORTS.items():
@@ -68,7 +72,7 @@ def cluster_environment(
     return environment
 
 
-def _defaults(temp_dir: Path, *, haproxy: bool, drain_s: float | None) -> dict[str, str]:
+def _defaults(temp_dir: Path, *, haproxy: bool) -> dict[str, str]:
     values = {
         # Explicit, or Ray decides by whether some other cluster once left a token behind. Then
         # `serve deploy` from another shell would be refused without the same variables.
@@ -95,8 +99,4 @@ def _defaults(temp_dir: Path, *, haproxy: bool, drain_s: float | None) -> dict[s
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         }
-    else:
-        values["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
-    if drain_s is not None:
-        values["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = f"{drain_s:g}"
     return values

@@ -138,10 +138,10 @@ def _example_tensor(name: str, array: Array) -> dict[str, Any]:
     datatype = datatype_of(array)
     values = values_from_array(array)
     if datatype.is_float:
-        if np.isinf(array).any():
-            raise ValueError("JSON cannot carry infinities")
         # Written and read again, 0.1 as FP32 stays 0.1, and NaN becomes null.
         wide = array.ravel().astype(np.float64 if datatype is Datatype.FP64 else np.float32)
+        if np.isinf(wide).any():
+            raise ValueError("JSON cannot carry infinities")
         values = orjson.loads(orjson.dumps(wide, option=orjson.OPT_SERIALIZE_NUMPY))
     return {
         "name": name,
