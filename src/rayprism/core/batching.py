@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -188,12 +188,6 @@ class BatchQueue:
         """Whether so many more rows may wait."""
         return self.rows + rows <= self.limits.max_queue_rows
 
-    def oldest_arrival_s(self) -> float | None:
-        """When the one that waits longest came; None where nothing waits."""
-        firsts = [next(iter(level.values())).arrival_s for level in self._levels.values() if level]
-        firsts.extend(p.arrival_s for part in self._retries for p in part)
-        return min(firsts, default=None)
-
     def push(self, pending: Pending) -> None:
         """Lets a request wait. The caller has asked `has_room` before."""
         level = self._levels.get(pending.priority)
@@ -227,6 +221,9 @@ class BatchQueue:
             for pending in half:
                 if not pending.cancelled:
                     self._enter(pending)
+                    # Its first entry may be gone already.
+                    entry = (pending.deadline_s, next(self._numbers), pending)
+                    heapq.heappush(self._deadlines, entry)
             self._retries.appendleft(half)
         return None
 
@@ -245,7 +242,7 @@ class BatchQueue:
         if free:
             batch = self._next_retry(now_s + floor_s, expired)
             if not batch and self._waiting:
-                batch, wake_s = self._form(now_s)
+                batch, wake_s = self._form(now_s, floor_s)
         if self._deadlines:
             expiry_s = self._deadlines[0][0] - floor_s
             wake_s = expiry_s if wake_s is None else min(wake_s, expiry_s)
@@ -278,10 +275,9 @@ class BatchQueue:
         expired = []
         while deadlines and (not deadlines[0][2].waiting or deadlines[0][0] < latest_s):
             pending = heapq.heappop(deadlines)[2]
-            level = self._levels[pending.priority]
-            # A part of a failed batch waits outside of its level, and expires when it is next.
-            if pending.waiting and pending._number in level:
-                del level[pending._number]
+            if pending.waiting:
+                # A part of a failed batch waits outside of its level.
+                self._levels[pending.priority].pop(pending._number, None)
                 self._leave(pending)
                 expired.append(pending)
         if len(deadlines) > 64 + 2 * self._waiting:
@@ -309,11 +305,15 @@ class BatchQueue:
         for priority in self._order:
             yield from self._levels[priority].values()
 
-    def _form(self, now_s: float) -> tuple[tuple[Pending, ...], float | None]:
+    def _form(self, now_s: float, floor_s: float) -> tuple[tuple[Pending, ...], float | None]:
         limits = self.limits
         chosen, full = self._choose()
         if limits.max_delay_s > 0.0 and not full:
-            due_s = min(pending.arrival_s for pending in chosen) + limits.max_delay_s
+            # Nobody waits for company longer than half of the time that he can spare.
+            due_s = min(
+                min(p.arrival_s + limits.max_delay_s, (p.arrival_s + p.deadline_s - floor_s) / 2)
+                for p in chosen
+            )
             if now_s < due_s:
                 return _NO_BATCH, due_s
         for pending in chosen:
@@ -327,16 +327,18 @@ class BatchQueue:
         waiting = self._in_order()
         head = next(waiting)
         # Looking further than a few batches ahead costs more than it brings.
-        mates = [p for p in islice(waiting, 4 * limits.max_rows) if p.key == head.key]
+        mates: Iterable[Pending] = (
+            p for p in islice(waiting, 4 * limits.max_rows) if p.key == head.key
+        )
         if limits.max_cost is not None or limits.max_padding_share < 1.0:
             # Like lengths together waste least. The sort is stable: first come, first served
             # among equals; the head is always in, so nobody waits for ever.
-            mates.sort(key=lambda p: (p.priority, abs(p.length - head.length)))
+            mates = sorted(mates, key=lambda p: (p.priority, abs(p.length - head.length)))
         chosen = [head]
         rows, longest, true_cost = head.rows, head.length, head.rows * head.length
         refused = False
         for mate in mates:
-            if rows == limits.max_rows:
+            if rows >= limits.max_rows:
                 break
             new_rows = rows + mate.rows
             new_longest = max(longest, mate.length)

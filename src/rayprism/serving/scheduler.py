@@ -40,7 +40,10 @@ INLINE_LIMIT_S = 0.001
 """A model whose largest batch takes less than this runs on the event loop: handing it to a thread
 would cost more than it takes. What takes longer would hold up other requests there."""
 
-_SLOW_BATCHES = 5
+_SLOW_BATCH_S = 0.005
+_TOO_SLOW = 20.0
+"""Slow batches that a model may have on the event loop before it has to leave it, each counted as
+often as it is longer than `_SLOW_BATCH_S`. Ten fast ones make up for one."""
 
 Execution = Literal["auto", "inline", "thread"]
 logger = logging.getLogger("ray.serve.rayprism")
@@ -120,9 +123,10 @@ class Scheduler:
         self._pump_scheduled = False
         self._running: Sequence[Pending] = ()
         self._closed = False
+        self._backlog = False
         self._inline = False
         self._may_leave_inline = False
-        self._slow_in_a_row = 0
+        self._slowness = 0.0
         self.reconfigure(limits, execution)
 
     @property
@@ -139,7 +143,7 @@ class Scheduler:
         """Takes new bounds; what waits is kept."""
         self._queue.limits = limits
         self._may_leave_inline = execution == "auto"
-        self._slow_in_a_row = 0
+        self._slowness = 0.0
         if execution == "auto":
             self._inline = self._model.measured_run_s < INLINE_LIMIT_S
         else:
@@ -248,13 +252,18 @@ class Scheduler:
         if self._closed:
             return
         now_s = self._clock()
-        decision = self._queue.decide(now_s, free=not self._running, floor_s=self._rate.floor_s)
+        # An idle model may try anybody in time: the floor could be wrong, and only runs mend it.
+        floor_s = self._rate.floor_s if self._running or self._backlog else 0.0
+        decision = self._queue.decide(now_s, free=not self._running, floor_s=floor_s)
         for pending in decision.expired:
             self._expire(pending, now_s)
         if decision.batch:
             self._start(decision.batch, now_s)
         if decision.wake_s is not None:
             self._wake_at(decision.wake_s)
+        ends_s = [pending.deadline_s for pending in self._running if not pending.cancelled]
+        if ends_s:
+            self._wake_at(min(ends_s))
 
     def _wake_at(self, wake_s: float) -> None:
         if self._timer is not None:
@@ -280,23 +289,24 @@ class Scheduler:
             if not job.started_s:
                 job.started_s = now_s
         if self._inline:
-            try:
-                outcome: Any = self._run(batch)
-            except Exception as error:
-                outcome = error
-            self._finish(batch, outcome)
+            self._finish(batch, self._outcome(batch))
             return
         self._running = batch
-        self._wake_at(min(pending.deadline_s for pending in batch))
-        future = self._loop.run_in_executor(self._executor, self._run, batch)
-        future.add_done_callback(lambda done: self._on_thread_done(batch, done))
+        self._executor.submit(self._run_in_thread, batch)
 
-    def _on_thread_done(self, batch: tuple[Pending, ...], done: asyncio.Future[Any]) -> None:
+    def _outcome(self, batch: tuple[Pending, ...]) -> Any:
+        # As a value: a future cannot carry every exception (StopIteration), and none may
+        # escape into the event loop.
+        try:
+            return self._run(batch)
+        except BaseException as error:
+            return error
+
+    def _run_in_thread(self, batch: tuple[Pending, ...]) -> None:
+        self._loop.call_soon_threadsafe(self._on_thread_done, batch, self._outcome(batch))
+
+    def _on_thread_done(self, batch: tuple[Pending, ...], outcome: Any) -> None:
         self._running = ()
-        if done.cancelled():
-            outcome: Any = NotReady("this replica is shutting down")
-        else:
-            outcome = done.exception() or done.result()
         self._finish(batch, outcome)
 
     def _run(self, batch: tuple[Pending, ...]) -> tuple[list[Tensors], BatchTimes]:
@@ -337,26 +347,34 @@ class Scheduler:
                 self._leave_inline_if_slow(rows, run_s)
             for pending, share in zip(batch, shares, strict=True):
                 self._deliver(pending, share)
-        if len(self._queue):
+        self._backlog = len(self._queue) > 0
+        if self._backlog:
             if self._inline:
                 self._schedule_pump()
             else:
                 self._pump()
 
     def _leave_inline_if_slow(self, rows: int, run_s: float) -> None:
-        # Several in a row: a single slow one is more likely the machine's fault than the model's.
-        self._slow_in_a_row = self._slow_in_a_row + 1 if run_s > 5 * INLINE_LIMIT_S else 0
-        if self._slow_in_a_row == _SLOW_BATCHES:
+        # A single slow batch is more likely the machine's fault than the model's; slow ones that
+        # come back again and again are not, though fast ones come between them.
+        if run_s > _SLOW_BATCH_S:
+            self._slowness += run_s / _SLOW_BATCH_S
+        else:
+            self._slowness = max(0.0, self._slowness - 0.1)
+        if self._slowness >= _TOO_SLOW:
             logger.warning(
-                "%d batches in a row took long on the event loop, the last one of %d rows "
-                "%.1f ms; batches run in a thread from now on.",
-                _SLOW_BATCHES,
+                "Batches take too long for the event loop, the last one of %d rows %.1f ms; they "
+                "run in a thread from now on.",
                 rows,
                 run_s * 1e3,
             )
             self._inline = False
 
     def _on_batch_failed(self, batch: tuple[Pending, ...], error: BaseException) -> None:
+        if self._closed and len(batch) > 1:
+            for pending in batch:
+                self._fail(pending, NotReady("this replica is shutting down"))
+            return
         culprit = self._queue.split_failed(batch)
         if culprit is None:
             logger.warning(
@@ -365,15 +383,18 @@ class Scheduler:
                 type(error).__name__,
             )
             return
-        if isinstance(error, RequestError):
+        if isinstance(error, RequestError) and not isinstance(error, ModelFailed):
             self._fail(culprit, error)
-            return
-        request_id = culprit.item.job.request_id
+        else:
+            self._fail_as_model(culprit, error)
+
+    def _fail_as_model(self, pending: Pending, error: BaseException) -> None:
+        request_id = pending.item.job.request_id
         logger.error("The model failed on request %s.", request_id, exc_info=error)
         self._fail(
-            culprit,
+            pending,
             ModelFailed(
-                f"the model failed on this request; the log of the replica has the details under "
+                "the model failed on this request; the log of the replica has the details under "
                 f"request id {request_id}"
             ),
         )
@@ -390,8 +411,15 @@ class Scheduler:
         if len(job.parts) == 1:
             job.future.set_result(share)
         else:
-            parts = [part for part in job.parts if part is not None]
-            job.future.set_result(concatenate(parts, {}))
+            self._deliver_whole(pending, [part for part in job.parts if part is not None])
+
+    def _deliver_whole(self, pending: Pending, parts: list[Tensors]) -> None:
+        try:
+            whole = concatenate(parts, {})
+        except ValueError as error:
+            self._fail_as_model(pending, error)
+        else:
+            pending.item.job.future.set_result(whole)
 
     def _expire(self, pending: Pending, now_s: float) -> None:
         waited_s = now_s - pending.arrival_s
