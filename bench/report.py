@@ -10,6 +10,7 @@ __all__ = ["render"]
 _TITLES = {
     "rayprism": "rayprism (HAProxy, one replica)",
     "noop": "no-op ASGI application (same cluster, one replica)",
+    "noop-lane": "the same as a middleware, past Ray's own handling of requests",
     "bare@haproxy": "uvicorn + FastAPI + onnxruntime, no Ray, no proxy",
     "bare@default": "the same, beside the two above",
     "documented": "Ray Serve as documented: FastAPI -> handle -> `@serve.batch`",
@@ -18,6 +19,7 @@ _TITLES = {
 _ORDER = (
     "rayprism",
     "noop",
+    "noop-lane",
     "bare@haproxy",
     "documented",
     "documented-tuned",
@@ -106,6 +108,7 @@ def _tiny(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(cells)
     for key, title in (
         ("noop", "rayprism / no-op"),
+        ("noop-lane", "rayprism / no-op past Ray's handling"),
         ("bare", "rayprism / uvicorn without Ray"),
         ("documented", "rayprism / documented"),
         ("documented-tuned", "rayprism / documented, adjusted"),

@@ -26,7 +26,15 @@ from bench.figures import (
 )
 from bench.plan import Plan, Server, measure_rounds, wait_for_answer
 from bench.processes import end_marked
-from bench.tiny_model import MODEL, OUTPUT, expected, infer_body, infer_path, write_onnx
+from bench.tiny_model import (
+    LANE_ANSWER,
+    MODEL,
+    OUTPUT,
+    expected,
+    infer_body,
+    infer_path,
+    write_onnx,
+)
 
 __all__ = ["application", "bare_server", "judge", "push", "run_default", "run_haproxy", "summarise"]
 
@@ -40,6 +48,7 @@ _TUNED = {
 _APPLICATIONS = {
     "rayprism": MODEL,
     "noop": "noop",
+    "noop-lane": "noop-lane",
     "documented": "documented",
     "documented-tuned": "documented-tuned",
 }
@@ -92,22 +101,37 @@ def run_haproxy(plan: Plan, cluster: BenchCluster, bare: Server) -> list[dict[st
     cluster.deploy(application(plan))
     rayprism = Server("rayprism", cluster.url(infer_path(MODEL)))
     answer = _wait(plan, rayprism)
+    noop = {
+        "name": "noop",
+        "import_path": "bench.peers:noop",
+        "route_prefix": "/noop",
+        # The same limits as rayprism's deployment has.
+        "args": {"answer": answer.decode(), "options": {"max_ongoing_requests": 8192}},
+        "deployments": [{"name": "noop", "ray_actor_options": {"num_cpus": 0.5}}],
+    }
+    lane = {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "bench.peers:noop_lane",
+        LANE_ANSWER: answer.decode(),
+    }
     cluster.deploy(
+        noop,
         {
-            "name": "noop",
-            "import_path": "bench.peers:noop",
-            "route_prefix": "/noop",
-            # The same limits as rayprism's deployment has.
-            "args": {"answer": answer.decode(), "options": {"max_ongoing_requests": 8192}},
-            "deployments": [{"name": "noop", "ray_actor_options": {"num_cpus": 0.5}}],
-        }
+            **noop,
+            "name": "noop-lane",
+            "route_prefix": "/noop-lane",
+            "runtime_env": {"env_vars": lane},
+        },
     )
-    noop = Server("noop", cluster.url("/noop/infer"))
-    for server in (noop, bare):
+    servers = (
+        rayprism,
+        Server("noop", cluster.url("/noop/infer")),
+        Server("noop-lane", cluster.url("/noop-lane/infer")),
+        bare,
+    )
+    for server in servers:
         _wait(plan, server)
-    servers = (rayprism, noop, bare)
     samples = measure_rounds(plan, _HAPROXY, servers, [infer_body()], plan.connections, plan.rounds)
-    cluster.remove(["noop", MODEL])
+    cluster.remove(["noop", "noop-lane", MODEL])
     return samples
 
 
@@ -170,6 +194,8 @@ def summarise(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "rate": paired_ratio(ours, noop),
             "p50": paired_ratio(ours, noop, "latency_s.p50"),
         }
+        lane = select(chosen, server="noop-lane")
+        row["ratios"]["noop-lane"] = {"rate": paired_ratio(ours, lane)}
         for server in ("documented", "documented-tuned"):
             peer = select(chosen, server=server)
             if not peer:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = [
     "FEATURES",
     "INPUT",
+    "LANE_ANSWER",
     "MODEL",
     "OUTPUT",
     "expected",
@@ -26,6 +27,8 @@ __all__ = [
 MODEL = "tiny"
 INPUT, OUTPUT = "features", "score"
 FEATURES, HIDDEN = 30, 32
+LANE_ANSWER = "RAYPRISM_BENCH_ANSWER"
+"""Environment variable of a replica: what `bench.peers.noop_lane` answers."""
 _SEED = 20
 
 

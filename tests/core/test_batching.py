@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -206,10 +205,19 @@ def test_halves_of_a_failed_batch_expire_and_are_cancelled_like_all() -> None:
     batch = queue.decide(0.0, free=True).batch
     assert queue.split_failed(batch) is None
     queue.cancel(a)
-    decision = queue.decide(3.0, free=True)
-    assert names(decision.expired) == ["b"]
-    assert names(decision.batch) == ["c"]
+    assert queue.decide(1.0, free=False).wake_s == 2.0
+    assert names(queue.decide(3.0, free=False).expired) == ["b"], "told at once, not at its turn"
+    assert take(queue, 3.0) == ["c"]
     assert queue.rows == 0
+
+
+def test_a_delay_leaves_time_to_be_served_in() -> None:
+    queue = make_queue(max_rows=2, max_delay_s=10.0)
+    push(queue, "a", arrival_s=0.0, deadline_s=1.0)
+    decision = queue.decide(0.0, free=True, floor_s=0.2)
+    assert decision.batch == ()
+    assert decision.wake_s == pytest.approx(0.4)
+    assert names(queue.decide(0.4, free=True, floor_s=0.2).batch) == ["a"]
 
 
 def test_drain_gives_back_everything_once() -> None:
@@ -265,6 +273,13 @@ class QueueMachine(RuleBasedStateMachine):
         self.ended: dict[int, str] = {}
         self.running: tuple[Pending, ...] = ()
         self.faulty: set[int] = set()
+        self.floor_s = 0.0
+        self.failed_once = False
+
+    def waiting(self) -> list[Pending]:
+        return [
+            p for p in self.pushed.values() if p.item not in self.ended and p not in self.running
+        ]
 
     def end(self, pending: Pending, how: str) -> None:
         assert pending.item not in self.ended, f"{pending} ended twice"
@@ -292,12 +307,22 @@ class QueueMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
 
+    @rule(floor_s=st.sampled_from([0.0, 0.05, 0.5]))
+    def measure(self, floor_s: float) -> None:
+        self.floor_s = floor_s
+
     @rule()
     def decide(self) -> None:
-        decision = self.queue.decide(self.now_s, free=not self.running)
+        floor_s = self.floor_s
+        decision = self.queue.decide(self.now_s, free=not self.running, floor_s=floor_s)
         for pending in decision.expired:
-            assert pending.deadline_s < self.now_s
+            assert pending.deadline_s < self.now_s + floor_s
             self.end(pending, "expired")
+        waiting = [p for p in self.waiting() if p not in decision.batch]
+        if waiting:
+            # Asked again at this time, the queue answers everyone who could not wait any longer.
+            assert decision.wake_s is not None
+            assert decision.wake_s <= min(p.deadline_s for p in waiting) - floor_s
         if decision.batch:
             assert not self.running
             self.running = decision.batch
@@ -309,7 +334,14 @@ class QueueMachine(RuleBasedStateMachine):
                 assert rows * longest <= 40
                 true_cost = sum(p.rows * p.length for p in decision.batch)
                 assert 1 - true_cost / (rows * longest) <= 0.5
-            assert all(p.deadline_s >= self.now_s for p in decision.batch)
+            assert all(p.deadline_s >= self.now_s + floor_s for p in decision.batch)
+            head = decision.batch[0]
+            if not self.failed_once:
+                before = [p for p in [*waiting, *decision.batch] if p.priority < head.priority]
+                assert not before, "someone of a higher priority was passed over"
+                assert head.item == min(
+                    p.item for p in [*waiting, *decision.batch] if p.priority == head.priority
+                ), "the oldest of its priority is always in"
             assert not any(p.cancelled for p in decision.batch)
 
     @precondition(lambda self: self.running)
@@ -317,6 +349,7 @@ class QueueMachine(RuleBasedStateMachine):
     def finish(self) -> None:
         batch, self.running = self.running, ()
         if any(pending.item in self.faulty for pending in batch):
+            self.failed_once = True
             culprit = self.queue.split_failed(batch)
             if culprit is not None:
                 assert culprit.item in self.faulty
@@ -337,9 +370,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def rows_are_counted(self) -> None:
-        waiting = [
-            p for p in self.pushed.values() if p.item not in self.ended and p not in self.running
-        ]
+        waiting = self.waiting()
         assert self.queue.rows == sum(p.rows for p in waiting)
         assert len(self.queue) == len(waiting)
 
@@ -379,4 +410,3 @@ def test_the_floor_follows_a_model_that_became_slower() -> None:
     for _ in range(1000):
         rate.observe(1, 0.1)
     assert 0.05 < rate.floor_s <= 0.1
-    assert math.isfinite(rate.retry_after_s(0))

@@ -160,12 +160,18 @@ def _other_datatype(raw: Any) -> None:
     raw["outputs"][0]["datatype"] = raw["golden"]["outputs"][0]["datatype"] = "FP64"
 
 
+def _other_input(raw: Any) -> None:
+    raw["inputs"][0]["datatype"] = raw["golden"]["inputs"][0]["datatype"] = "INT32"
+    raw["golden"]["inputs"][0]["data"] = [0] * 12
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (_two_inputs, "the model has no input 'w'"),
         (_other_output, "it has no output 'z'"),
-        (_other_datatype, "output 'y' is FP32, the manifest says FP64"),
+        (_other_datatype, "is not what the manifest says: output 'y' is FP32, the manifest says"),
+        (_other_input, "is not what the manifest says: input 'x' is FP32, the manifest says INT32"),
         (lambda raw: raw["outputs"][0].update(shape=[-1, 7]),
          r"output 'y' has shape \[-1, 3\], the manifest says \[-1, 7\]"),
         (lambda raw: raw["outputs"][0].update(shape=[-1, 3, 1]), "output 'y' has shape"),

@@ -179,6 +179,13 @@ def test_versions_do_not_share_modules(repository: Repository, tmp_path: Path) -
     assert not list(repository.root.rglob("__pycache__"))
 
 
+def test_a_trace_names_the_file_of_the_version(repository: Repository, tmp_path: Path) -> None:
+    loaded = pushed(repository, tmp_path, model("return {'y': inputs['x'] + 0}"))
+    assert loaded._runtime.run.__code__.co_filename == str(  # type: ignore[attr-defined]
+        loaded.version.folder / "model.py"
+    )
+
+
 def test_planted_code_is_found_before_it_runs(repository: Repository, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     version = push(repository, tmp_path, model("return {'y': inputs['x'] + 0}")).version

@@ -252,6 +252,23 @@ def test_old_leftovers_go_and_new_ones_stay(repository: Repository) -> None:
     assert sorted(path.name for path in home.iterdir()) == [".push-new", "1", "2"]
 
 
+def test_a_version_appears_by_one_rename(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.rename
+    renames = []
+
+    def spy(path: Path, target: Any) -> Any:
+        whole = {file.name for file in path.rglob("*") if file.is_file()}
+        renames.append((whole, Path(target).exists(), repository.models()))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", spy)
+    push(repository)
+    assert renames == [({"m.onnx", "vocabulary.txt", "manifest.json"}, False, [])]
+    assert repository.versions("m") == [1]
+
+
 _PUSHER = """
     import sys, time
     from pathlib import Path

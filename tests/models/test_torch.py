@@ -289,13 +289,13 @@ def _shape(records: Records, call: str, mark: str) -> None:
 
 
 def _shape_of_a_tensor_called_metadata(records: Records, call: str, mark: str) -> None:
-    _shape(records, call, mark)
+    """The same at a place that looks like free text."""
 
     def change(raw: Any) -> None:
+        raw.update(json.loads(json.dumps(raw).replace('"name": "relu"', '"name": "metadata"')))
         values = raw["graph_module"]["graph"]["tensor_values"]
         values["metadata"] = values.pop("relu")
-        text = json.dumps(raw).replace('"name": "relu"', '"name": "metadata"')
-        raw.update(json.loads(text))
+        values["metadata"]["sizes"][0]["as_expr"]["expr_str"] = call
 
     _edit(records, "models/model.json", change)
 

@@ -272,7 +272,7 @@ def test_curl_gets_an_answer_and_a_request_id(fleet: Fleet) -> None:
         ("GET", "/v2/nothing", 404, "/v2/nothing"),
         ("POST", "/v2/models/tiny/infer", 400, "empty"),
         ("GET", "/v2/models/tiny/infer", 405, "POST"),
-        ("POST", "/v2/repository/models/tiny/load", 405, "GET"),
+        ("POST", "/v2/repository/models/tiny/load", 501, "serve deploy"),
     ],
 )
 def test_http_errors_are_json_everywhere(

@@ -23,6 +23,9 @@ _Deployment = serve.deployment(
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
     # New replicas are ready before old ones stop; if they cannot start, the old ones stay.
     max_surge_percent=100,
+    # What a draining replica took shortly before its end may take as long as any request. Idle
+    # replicas do not use this time.
+    graceful_shutdown_timeout_s=120,
 )(serve.ingress()(ModelReplica))
 
 

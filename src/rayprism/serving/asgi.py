@@ -18,11 +18,12 @@ from rayprism.protocol.compression import choose_encoding, compress, decompress
 from rayprism.protocol.status import error_body, http_status, retry_after_header
 
 __all__ = [
+    "AsgiApp",
     "Headers",
     "Receive",
     "Scope",
     "Send",
-    "answer_lifespan",
+    "header_length",
     "read_body",
     "relative_path",
     "send_body",
@@ -30,6 +31,7 @@ __all__ = [
     "send_html",
     "send_json",
     "send_method_not_allowed",
+    "unknown_path",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -52,8 +54,36 @@ class ClientLeft(Exception):
     """The connection was closed before the body was there."""
 
 
-async def answer_lifespan(receive: Receive, send: Send) -> None:
-    """Goes through ASGI's start-up and shutdown messages; there is nothing to do in them."""
+class AsgiApp:
+    """What the applications share: start-up messages, refusals, and errors as answers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, whatever happens."""
+        if scope["type"] == "lifespan":
+            await _answer_lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        headers: Headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        try:
+            await self.answer(scope, receive, send, headers, request_id)
+        except ClientLeft:
+            return
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            await send_error(send, error, request_id)
+
+    async def answer(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str
+    ) -> None:
+        """Answers one request, or raises what its answer is to be made of."""
+        raise NotImplementedError
+
+
+async def _answer_lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
@@ -81,8 +111,10 @@ async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> byt
         ClientLeft: The client hung up before the end.
     """
     announced = headers.get(b"content-length")
-    if announced is not None and len(announced) > 4 and int(announced) > limit_bytes:
-        raise _too_large(int(announced), limit_bytes)
+    if announced is not None and len(announced) > 3:
+        announced_bytes = _whole_number("Content-Length", announced)
+        if announced_bytes > limit_bytes:
+            raise _too_large(announced_bytes, limit_bytes)
     message = await receive()
     if message["type"] != "http.request":
         raise ClientLeft
@@ -211,11 +243,12 @@ def header_length(headers: Headers) -> int | None:
         InvalidInput: Not a whole number from 0.
     """
     value = headers.get(b"inference-header-content-length")
-    if value is None:
-        return None
-    if not value.isdigit():
+    return None if value is None else _whole_number("Inference-Header-Content-Length", value)
+
+
+def _whole_number(name: str, value: bytes) -> int:
+    if not value.isdigit() or len(value) > 18:
         raise InvalidInput(
-            f"header Inference-Header-Content-Length is {value.decode('latin-1')!r:.40}, "
-            "allowed is the number of bytes of the JSON part"
+            f"header {name} is {value.decode('latin-1')[:40]!r}, allowed is a number of bytes"
         )
     return int(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _STATES: dict[str, ModelState] = {
     "NOT_STARTED": "LOADING",
     "DELETING": "UNLOADING",
 }
+
+logger = logging.getLogger("ray.serve.rayprism")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +125,25 @@ class FleetView:
         self._lock = asyncio.Lock()
 
     async def applications(self) -> list[ModelApplication]:
-        """The model applications, by name."""
+        """The model applications, by name; where the controller is away, the last that was known.
+
+        Raises:
+            NotReady: The controller does not answer, and never did.
+        """
         async with self._lock:
             now_s = self._clock()
             if self._fetched_s is None or now_s - self._fetched_s > self._max_age_s:
-                details = await asyncio.to_thread(self._fetch)
-                self._applications = parse_details(details)
-                self._fetched_s = now_s
+                await self._refresh(now_s)
             return self._applications
+
+    async def _refresh(self, now_s: float) -> None:
+        try:
+            details = await asyncio.to_thread(self._fetch)
+        except Exception as error:
+            logger.warning("Serve's controller does not answer: %s", error)
+            if self._fetched_s is None:
+                raise NotReady("Serve's controller does not answer yet") from None
+        else:
+            self._applications = parse_details(details)
+        # Also after a failure: the next request should not wait for the controller, too.
+        self._fetched_s = now_s

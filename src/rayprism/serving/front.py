@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.context import _get_global_client
@@ -26,16 +27,14 @@ from rayprism.errors import (
 from rayprism.models.repository import Repository
 from rayprism.protocol import grpc as codec
 from rayprism.protocol import openapi as documentation
-from rayprism.protocol.metadata import ModelState, ServedModel, repository_index, server_metadata
+from rayprism.protocol.metadata import ModelState, ServedModel, repository_index
 from rayprism.serving.asgi import (
-    ClientLeft,
+    AsgiApp,
     Headers,
     Receive,
     Scope,
     Send,
-    answer_lifespan,
     relative_path,
-    send_error,
     send_html,
     send_json,
     send_method_not_allowed,
@@ -43,15 +42,15 @@ from rayprism.serving.asgi import (
 )
 from rayprism.serving.fleet_view import FleetView, ModelApplication, explain_missing
 from rayprism.serving.grpc import ServerMethods, rpc
-from rayprism.serving.http import Endpoint, parse_path
+from rayprism.serving.http import Endpoint, parse_path, server_document, wrong_method
 from rayprism.serving.service import served_model
 
 __all__ = ["FrontApp", "FrontDoor", "build"]
 
-_POST_ONLY = frozenset({"index", "infer"})
+_CONTROLLER_TIMEOUT_S = 5.0
 
 
-class FrontApp:
+class FrontApp(AsgiApp):
     """An ASGI application for what belongs to no single model.
 
     Args:
@@ -62,69 +61,47 @@ class FrontApp:
         self._fleet = fleet
         self._models: dict[tuple[str, str, int], ServedModel] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str
+    ) -> None:
         """Answers one request."""
-        if scope["type"] == "lifespan":
-            await answer_lifespan(receive, send)
-            return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close"})
-            return
-        headers: Headers = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        try:
-            await self._answer(scope, send)
-        except ClientLeft:
-            return
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            await send_error(send, error, request_id)
-
-    async def _answer(self, scope: Scope, send: Send) -> None:
         path, method = relative_path(scope), scope["method"]
         endpoint = Endpoint("docs") if path in ("", "/") else parse_path(_below_v2(path))
         if endpoint is None:
             raise unknown_path(scope["path"])
-        applications = await self._fleet.applications()
         if endpoint.model is not None:
+            applications = await self._fleet.applications()
             raise explain_missing(applications, endpoint.model, endpoint.version)
-        allowed = "POST" if endpoint.operation in _POST_ONLY else "GET"
-        if method not in (allowed, "HEAD" if allowed == "GET" else allowed):
+        allowed = wrong_method(endpoint, method)
+        if allowed:
             await send_method_not_allowed(send, method, scope["path"], allowed)
         elif endpoint.operation == "docs":
             root = scope.get("root_path", "").removesuffix("/v2")
             await send_html(send, documentation.docs_page(f"{root}/v2/openapi.json"))
         elif endpoint.operation == "server-ready":
-            waiting = not_ready(applications)
+            waiting = not_ready(await self._fleet.applications())
             document: dict[str, Any] = {"ready": not waiting}
             if waiting:
                 document["waiting_for"] = waiting
             await send_json(send, document, status=503 if waiting else 200)
         else:
-            await send_json(send, await self._document(endpoint.operation, applications))
+            await send_json(send, await self._document(endpoint.operation))
 
-    async def _document(self, operation: str, applications: list[ModelApplication]) -> Any:
-        if operation == "server":
-            return server_metadata()
-        if operation == "live":
-            return {"live": True}
+    async def _document(self, operation: str) -> Any:
+        # First what needs no controller: whether this process lives does not depend on one.
+        known = server_document(operation)
+        if known is not None:
+            return known
+        applications = await self._fleet.applications()
         if operation == "index":
             return repository_index(index_of(applications))
         if operation == "openapi.json":
-            return documentation.openapi_document(
-                await asyncio.to_thread(self._served, applications)
-            )
-        if operation == "stats":
-            raise Unsupported(
-                "statistics are kept by each model: GET /v2/models/<model>/stats. Served: "
-                + (", ".join(sorted({app.args.model for app in applications})) or "none")
-            )
-        if operation == "load":
-            raise Unsupported(
-                "models are loaded and unloaded by `serve deploy`, not by clients of the protocol"
-            )
-        raise NotFound(f"nothing at {operation!r}")
+            served = await asyncio.to_thread(self._served, applications)
+            return documentation.openapi_document(served)
+        names = ", ".join(sorted({app.args.model for app in applications})) or "none"
+        raise Unsupported(
+            f"statistics are kept by each model: GET /v2/models/<model>/stats. Served: {names}"
+        )
 
     def _served(self, applications: list[ModelApplication]) -> list[ServedModel]:
         """The manifests' side of it; a version never changes, so it is read once."""
@@ -236,8 +213,11 @@ class FrontDoor(ServerMethods):
 def _ask_controller() -> Mapping[str, Any]:
     client = _get_global_client()
     if client is None:
-        raise RequestError("this process is not connected to Ray Serve")
-    details: Mapping[str, Any] = client.get_serve_details()
+        raise RuntimeError("this process is not connected to Ray Serve")
+    # Not `client.get_serve_details()`, which waits for ever where the controller is gone.
+    details: Mapping[str, Any] = ray.get(
+        client._controller.get_serve_instance_details.remote(), timeout=_CONTROLLER_TIMEOUT_S
+    )
     return details
 
 

@@ -21,6 +21,7 @@ from ray.serve.context import _get_serve_request_context
 from rayprism.errors import Overloaded, RequestError, Unsupported
 from rayprism.protocol import grpc as codec
 from rayprism.protocol.status import grpc_status, public_message, retry_after_header
+from rayprism.serving.http import NO_LOADING
 from rayprism.serving.service import ModelService
 
 __all__ = ["GrpcMethods", "ServerMethods", "rpc"]
@@ -54,7 +55,7 @@ def _fail(grpc_context: Any, error: Exception) -> None:
     grpc_context.set_code(getattr(grpc.StatusCode, grpc_status(error)))
     grpc_context.set_details(public_message(error))
     if isinstance(error, Overloaded):
-        grpc_context.set_trailing_metadata([("retry-after", retry_after_header(error) or "1")])
+        grpc_context.set_trailing_metadata([("retry-after", str(retry_after_header(error)))])
 
 
 def _request_id() -> str:
@@ -88,12 +89,12 @@ class ServerMethods:
     @rpc
     async def RepositoryModelLoad(self, request: Any, grpc_context: Any) -> Any:
         """Not offered."""
-        raise Unsupported("models are loaded by `serve deploy`, not by clients of the protocol")
+        raise Unsupported(NO_LOADING)
 
     @rpc
     async def RepositoryModelUnload(self, request: Any, grpc_context: Any) -> Any:
         """Not offered."""
-        raise Unsupported("models are unloaded by `serve deploy`, not by clients of the protocol")
+        raise Unsupported(NO_LOADING)
 
 
 class GrpcMethods(ServerMethods):

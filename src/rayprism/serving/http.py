@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from rayprism.errors import NotFound, Unsupported
+from rayprism.errors import Unsupported
 from rayprism.protocol import openapi as documentation
 from rayprism.protocol.http import decode_infer_request, encode_infer_response
 from rayprism.protocol.metadata import (
@@ -19,17 +18,15 @@ from rayprism.protocol.metadata import (
     server_metadata,
 )
 from rayprism.serving.asgi import (
-    ClientLeft,
+    AsgiApp,
     Headers,
     Receive,
     Scope,
     Send,
-    answer_lifespan,
     header_length,
     read_body,
     relative_path,
     send_body,
-    send_error,
     send_html,
     send_json,
     send_method_not_allowed,
@@ -37,7 +34,7 @@ from rayprism.serving.asgi import (
 )
 from rayprism.serving.service import ModelService
 
-__all__ = ["Endpoint", "ModelApp", "parse_path"]
+__all__ = ["NO_LOADING", "Endpoint", "ModelApp", "parse_path", "server_document", "wrong_method"]
 
 _MODEL_OPERATIONS = frozenset({"", "infer", "ready", "config", "stats", "docs", "openapi.json"})
 _SERVER_PATHS = {
@@ -49,7 +46,8 @@ _SERVER_PATHS = {
     "docs": "docs",
     "openapi.json": "openapi.json",
 }
-_POST_ONLY = frozenset({"infer", "index"})
+_POST_ONLY = frozenset({"infer", "index", "load"})
+NO_LOADING = "models are loaded and unloaded by `serve deploy`, not by clients of the protocol"
 _MAX_KNOWN_PATHS = 64
 """Parsed paths that are remembered; clients could write any number of slashes at the end."""
 
@@ -87,6 +85,8 @@ def parse_path(path: str) -> Endpoint | None:
             return None
         model, _, rest = rest[len("models/") :].partition("/")
         return _parse_model_path(rest, model) if model else None
+    if path and not path.startswith("/"):
+        return None
     return _parse_model_path(path[1:], None)
 
 
@@ -101,7 +101,29 @@ def _parse_model_path(rest: str, model: str | None) -> Endpoint | None:
     return Endpoint(rest or "model", model, version)
 
 
-class ModelApp:
+def wrong_method(endpoint: Endpoint, method: str) -> str | None:
+    """The method that an endpoint takes, where a request came with another one."""
+    if endpoint.operation in _POST_ONLY:
+        return None if method == "POST" else "POST"
+    return None if method in ("GET", "HEAD") else "GET"
+
+
+def server_document(operation: str) -> Any:
+    """The document of what depends on no model; None where there is none.
+
+    Raises:
+        Unsupported: Clients asked to load or unload a model.
+    """
+    if operation == "server":
+        return server_metadata()
+    if operation == "live":
+        return {"live": True}
+    if operation == "load":
+        raise Unsupported(NO_LOADING)
+    return None
+
+
+class ModelApp(AsgiApp):
     """An ASGI application for one loaded model version.
 
     Args:
@@ -112,28 +134,21 @@ class ModelApp:
         self._service = service
         self._endpoints: dict[str, Endpoint] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str
+    ) -> None:
         """Answers one request."""
-        if scope["type"] == "lifespan":
-            await answer_lifespan(receive, send)
+        endpoint = self._endpoint(relative_path(scope))
+        if endpoint.operation == "infer" and scope["method"] == "POST":
+            await self._infer(receive, send, headers, request_id)
             return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close"})
-            return
-        headers: Headers = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        try:
-            endpoint = self._endpoint(relative_path(scope))
-            if endpoint.operation == "infer" and scope["method"] == "POST":
-                await self._infer(receive, send, headers, request_id)
-            else:
-                await self._answer(endpoint, scope, send)
-        except ClientLeft:
-            return
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            await send_error(send, error, request_id)
+        allowed = wrong_method(endpoint, scope["method"])
+        if allowed:
+            await send_method_not_allowed(send, scope["method"], scope["path"], allowed)
+        elif endpoint.operation == "docs":
+            await send_html(send, documentation.docs_page("openapi.json"))
+        else:
+            await send_json(send, self._document(endpoint.operation))
 
     def _endpoint(self, path: str) -> Endpoint:
         known = self._endpoints.get(path)
@@ -157,17 +172,6 @@ class ModelApp:
         )
         await send_body(send, answer, headers, json_length=json_length)
 
-    async def _answer(self, endpoint: Endpoint, scope: Scope, send: Send) -> None:
-        operation, method, path = endpoint.operation, scope["method"], scope["path"]
-        allowed = "POST" if operation in _POST_ONLY else "GET"
-        if method not in (allowed, "HEAD" if allowed == "GET" else allowed):
-            await send_method_not_allowed(send, method, path, allowed)
-            return
-        if operation == "docs":
-            await send_html(send, documentation.docs_page("openapi.json"))
-            return
-        await send_json(send, self._document(operation))
-
     def _config(self, model: ServedModel) -> Any:
         config = model_config(model)
         error = self._service.config_error
@@ -177,6 +181,11 @@ class ModelApp:
         return config
 
     def _document(self, operation: str) -> Any:
+        known = server_document(operation)
+        if known is not None:
+            return known
+        if operation == "server-ready":
+            return {"ready": True}
         service = self._service
         model = service.served_model()
         if operation == "model":
@@ -187,18 +196,8 @@ class ModelApp:
             return self._config(model)
         if operation == "stats":
             return model_statistics([(model, service.statistics.snapshot())])
-        if operation == "server":
-            return server_metadata()
-        if operation == "live":
-            return {"live": True}
-        if operation == "server-ready":
-            return {"ready": True}
         if operation == "index":
             return repository_index([(model, "READY", service.config_error or "")])
         if operation == "openapi.json":
             return documentation.openapi_document([model])
-        if operation == "load":
-            raise Unsupported(
-                "models are loaded and unloaded by `serve deploy`, not by clients of the protocol"
-            )
-        raise NotFound(f"nothing at {operation!r}")
+        raise unknown_path(operation)

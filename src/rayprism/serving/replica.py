@@ -46,7 +46,7 @@ class ModelReplica(GrpcMethods):
         )
         self.service = ModelService(model, UserConfig())
         context = serve.get_replica_context()
-        self._config_key = f"user_config/{context.app_name}".encode()
+        self._config_key = f"user_config/{context.app_name}/{settings.model}".encode()
         self._configured = False
         steps = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in model.load_s.items())
         logger.info(
@@ -76,7 +76,10 @@ class ModelReplica(GrpcMethods):
         """
         starting, self._configured = not self._configured, True
         if self.service.reconfigure(user_config):
-            await asyncio.to_thread(self._remember, dict(user_config or {}))
+            # Not waited for: a replica takes no requests while it is being reconfigured.
+            asyncio.get_running_loop().run_in_executor(
+                None, self._remember, dict(user_config or {})
+            )
             return
         if not starting:
             return
@@ -88,20 +91,30 @@ class ModelReplica(GrpcMethods):
         self.service.reconfigure(last_good)
         self.service.config_error = error
 
+    async def check_health(self) -> None:
+        """Called by Serve now and then; what it raises makes Serve replace the replica."""
+        self.service.check_health()
+
     def _remember(self, user_config: dict[str, Any]) -> None:
-        internal_kv._internal_kv_put(
-            self._config_key, json.dumps(user_config).encode(), True, namespace=_KV_NAMESPACE
-        )
+        value = json.dumps(user_config).encode()
+        try:
+            internal_kv._internal_kv_put(self._config_key, value, True, namespace=_KV_NAMESPACE)
+        except Exception:
+            # Only a replica that starts while the newest one is faulty would miss it.
+            logger.warning("The last good user_config could not be kept.", exc_info=True)
 
     def _recall(self) -> dict[str, Any] | None:
-        value = internal_kv._internal_kv_get(self._config_key, namespace=_KV_NAMESPACE)
-        if value is None:
-            return None
-        user_config: dict[str, Any] = json.loads(value)
         try:
+            value = internal_kv._internal_kv_get(self._config_key, namespace=_KV_NAMESPACE)
+            if value is None:
+                return None
+            user_config: dict[str, Any] = json.loads(value)
             parse_user_config(user_config)
         except ConfigInvalid:
-            return None  # from another version of rayprism
+            return None  # kept by another version of rayprism
+        except Exception:
+            logger.warning("The last good user_config could not be read.", exc_info=True)
+            return None
         return user_config
 
     async def __del__(self) -> None:

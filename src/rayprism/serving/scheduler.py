@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -123,6 +124,8 @@ class Scheduler:
         self._pump_scheduled = False
         self._running: Sequence[Pending] = ()
         self._closed = False
+        self._started_s = 0.0
+        self._reserved_rows = 0
         self._backlog = False
         self._inline = False
         self._may_leave_inline = False
@@ -150,6 +153,29 @@ class Scheduler:
             self._inline = execution == "inline"
         self._schedule_pump()
 
+    @property
+    def running_for_s(self) -> float:
+        """How long the batch that runs in the thread has been running; 0 where none does."""
+        return self._clock() - self._started_s if self._running else 0.0
+
+    def now_s(self) -> float:
+        """The time on the scheduler's clock."""
+        return self._clock()
+
+    @contextmanager
+    def reserve(self, rows: int) -> Iterator[None]:
+        """Keeps room in the queue for a request that is still being prepared.
+
+        Raises:
+            Overloaded, TooLarge, NotReady: As `infer`.
+        """
+        self._check_room(rows)
+        self._reserved_rows += rows
+        try:
+            yield
+        finally:
+            self._reserved_rows -= rows
+
     async def infer(
         self,
         tensors: Tensors,
@@ -158,15 +184,17 @@ class Scheduler:
         timeout_s: float,
         priority: int = 0,
         request_id: str = "",
+        arrival_s: float | None = None,
     ) -> Tensors:
         """Waits for its turn, and gives the outputs of one request.
 
         Args:
             tensors: Checked inputs of the runtime.
             rows: Their number of rows.
-            timeout_s: From now; what cannot be served by then is not run.
+            timeout_s: From its arrival; what cannot be served by then is not run.
             priority: Smaller goes first.
             request_id: For the log.
+            arrival_s: When it came, on the scheduler's clock; by default now.
 
         Raises:
             Overloaded: The queue is full.
@@ -176,12 +204,9 @@ class Scheduler:
             RequestError: Whatever of this kind the model raised on this request.
             NotReady: The replica is being taken down.
         """
-        now_s = self._clock()
+        now_s = self._clock() if arrival_s is None else arrival_s
         limits = self._queue.limits
-        if self._closed:
-            raise NotReady("this replica is shutting down")
-        if not self._queue.has_room(rows):
-            self._refuse(rows, limits)
+        self._check_room(rows)
         length = ragged_length(tensors, self._ragged) if self._ragged else 1
         key = batch_key(tensors, self._ragged)
         job = _Job(self._loop.create_future(), request_id)
@@ -227,16 +252,22 @@ class Scheduler:
             self._fail(pending, NotReady("this replica is shutting down"))
         await asyncio.to_thread(self._executor.shutdown, True)
 
-    def _refuse(self, rows: int, limits: BatchLimits) -> None:
-        if rows > limits.max_queue_rows:
+    def _check_room(self, rows: int) -> None:
+        if self._closed:
+            raise NotReady("this replica is shutting down")
+        queue = self._queue
+        if queue.has_room(rows + self._reserved_rows):
+            return
+        limit = queue.limits.max_queue_rows
+        if rows > limit:
             raise TooLarge(
-                f"{rows} rows in one request: the queue holds {limits.max_queue_rows}. "
-                "Send fewer rows at once"
+                f"{rows} rows in one request: the queue holds {limit}. Send fewer rows at once"
             )
+        waiting = queue.rows + self._reserved_rows
+        retry_after_s = self._rate.retry_after_s(waiting)
         self._statistics.failed(Overloaded.code, 0.0)
-        retry_after_s = self._rate.retry_after_s(self._queue.rows)
         raise Overloaded(
-            f"the queue is full: {self._queue.rows} of {limits.max_queue_rows} rows wait. "
+            f"the queue is full: {waiting} of {limit} rows wait. "
             f"Try again in {retry_after_s:.3g} s",
             retry_after_s,
         )
@@ -291,7 +322,7 @@ class Scheduler:
         if self._inline:
             self._finish(batch, self._outcome(batch))
             return
-        self._running = batch
+        self._running, self._started_s = batch, now_s
         self._executor.submit(self._run_in_thread, batch)
 
     def _outcome(self, batch: tuple[Pending, ...]) -> Any:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 from rayprism.core.batching import BatchLimits
 from rayprism.core.tensors import Tensors, check_inputs
 from rayprism.errors import (
     ConfigInvalid,
+    DeadlineExceeded,
     InvalidInput,
     ModelFailed,
     NotFound,
     RequestError,
+    SetupError,
 )
 from rayprism.models.loader import LoadedModel
 from rayprism.models.manifest import Manifest
@@ -27,6 +29,9 @@ from rayprism.serving.settings import UserConfig, parse_user_config
 from rayprism.serving.statistics import Statistics
 
 __all__ = ["ModelService", "batch_limits", "served_model"]
+
+_HANG_S = 600.0
+"""A batch that runs longer is taken for hung, unless the time-outs allow far more."""
 
 _PLATFORMS = {
     "onnx": ("onnxruntime_onnx", "onnxruntime"),
@@ -148,6 +153,10 @@ class ModelService:
         Raises:
             RequestError: See `Scheduler.infer`; and InvalidInput for what the model does not take.
         """
+        config, scheduler = self.config, self._scheduler
+        arrival_s = scheduler.now_s()
+        timeout_s = request.timeout_s or config.default_timeout_s
+        priority = self._priority(request.priority, config)
         names = self._output_names
         if request.outputs:
             names = select_outputs(request, names)
@@ -157,14 +166,15 @@ class ModelService:
             # Requests that name their inputs in another order can share a batch, too.
             tensors = {name: tensors[name] for name in self._input_names}
         if self._preparer is not None:
-            tensors = await self._prepare(tensors, request_id)
-        config = self.config
-        outputs = await self._scheduler.infer(
+            with scheduler.reserve(rows):
+                tensors = await self._prepare(self._preparer, tensors, timeout_s, request_id)
+        outputs = await scheduler.infer(
             tensors,
             rows,
-            timeout_s=request.timeout_s or config.default_timeout_s,
-            priority=self._priority(request.priority, config),
+            timeout_s=timeout_s,
+            priority=priority,
             request_id=request_id,
+            arrival_s=arrival_s,
         )
         return {name: outputs[name] for name in names}
 
@@ -178,17 +188,44 @@ class ModelService:
             )
         return asked
 
-    async def _prepare(self, tensors: Tensors, request_id: str) -> Tensors:
+    async def _prepare(
+        self, preparer: Executor, tensors: Tensors, timeout_s: float, request_id: str
+    ) -> Tensors:
         try:
-            return await self._loop.run_in_executor(self._preparer, self._model.prepare, tensors)
-        except RequestError:
-            raise
-        except Exception as error:
-            logger.error("Pre-processing failed on request %s.", request_id, exc_info=error)
-            raise ModelFailed(
-                "pre-processing failed on this request; the log of the replica has the details "
-                f"under request id {request_id}"
+            async with asyncio.timeout(timeout_s):
+                outcome = await self._loop.run_in_executor(preparer, self._try_prepare, tensors)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"not served within the {timeout_s:.3g} s that the request allowed: "
+                "it was still waiting for pre-processing"
             ) from None
+        if isinstance(outcome, dict):
+            return outcome
+        if isinstance(outcome, RequestError) and not isinstance(outcome, ModelFailed):
+            raise outcome
+        logger.error("Pre-processing failed on request %s.", request_id, exc_info=outcome)
+        raise ModelFailed(
+            "pre-processing failed on this request; the log of the replica has the details "
+            f"under request id {request_id}"
+        )
+
+    def _try_prepare(self, tensors: Tensors) -> Tensors | BaseException:
+        # As a value: a future cannot carry every exception (StopIteration).
+        try:
+            return self._model.prepare(tensors)
+        except BaseException as error:
+            return error
+
+    def check_health(self) -> None:
+        """Checks that the model still moves.
+
+        Raises:
+            SetupError: A batch has been running for so long that nobody waits for it any more.
+        """
+        limit_s = max(_HANG_S, 10 * self.config.default_timeout_s)
+        running_s = self._scheduler.running_for_s
+        if running_s > limit_s:
+            raise SetupError(f"a batch has been running for {running_s:.0f} s: the model hangs")
 
     async def close(self) -> None:
         """Refuses what waits, ends the running batch, and frees the model."""

@@ -37,7 +37,10 @@ _T = TypeVar("_T", bound=BaseModel)
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # Strict: YAML has types of its own, and `true` for a number or "no" for a flag is a mistake.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=()
+    )
 
 
 class ModelArgs(_Settings):
@@ -70,10 +73,11 @@ class ModelArgs(_Settings):
 
     @field_validator("version", mode="before")
     @classmethod
-    def _no_bool(cls, value: Any) -> Any:
-        if isinstance(value, (bool, float)):
-            raise ValueError('a whole number from 1, as in "3"')
-        return value
+    def _from_digits(cls, value: Any) -> Any:
+        # People write both 3 and "3", and mean the same.
+        return (
+            int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+        )
 
     @field_validator("repository")
     @classmethod
