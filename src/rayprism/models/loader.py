@@ -7,6 +7,7 @@ is reproduced. A replica that gets through is ready; one that does not says what
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,10 +45,11 @@ from rayprism.models.runtime import Device, Runtime, RuntimeSettings, Signature,
 
 __all__ = ["LoadedModel", "check_code_allowed", "load_model"]
 
-# A shape that would take longer than this is not worth keeping a new replica from its traffic.
-_WARM_UP_LIMIT_S = 2.0
-# A run shorter than this is measured twice: the first run also pays for one-time set-up.
-_MEASURE_AGAIN_S = 0.05
+# What the largest batch of the warm-up may take. A replica that is needed is needed soon, and a
+# model so slow that this cuts its batch is never run on the event loop, whatever was measured.
+_WARM_UP_LIMIT_S = 0.05
+# A run shorter than this is measured twice.
+_MEASURE_ONCE_S = 0.5
 
 
 class LoadedModel:
@@ -173,7 +175,7 @@ def load_model(
     with _timed(load_s, "verify"):
         version.verify()
     check_code_allowed(manifest.runs_code, allow_code, f"{manifest.model} {manifest.version}")
-    with _timed(load_s, "open"):
+    with _timed(load_s, "open"), _no_collection():
         model = _open(version, RuntimeSettings(threads, device, manifest.options, allow_code))
     try:
         example = _example(model)
@@ -207,6 +209,22 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - started
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Puts off the garbage collector while an engine is imported.
+
+    The import makes so many objects that it sets off a full collection of all that the process
+    holds, which in a Ray worker takes longer than the import itself.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _open(version: ModelVersion, settings: RuntimeSettings) -> LoadedModel:
@@ -300,34 +318,28 @@ def _example(model: LoadedModel) -> Tensors:
 
 
 def _warm_up(model: LoadedModel, example: Tensors) -> None:
-    """Runs 1 row and the largest batch, then the manifest's own shapes; measures the largest.
+    """Runs 1 row and the largest batch that is soon done, then the manifest's own shapes.
 
     The data are the golden example's, repeated: values that the model is known to take.
     """
-    notes = []
     batching = model.manifest.batching
     if not batching.batched:
-        taken_s = _timed_run(model, example, _WARM_UP_LIMIT_S)
-        model.measured_rows = 1
+        taken_s, rows = _timed_run(model, example), 1
     else:
         rows = 1 if model._fixed_rows is None else model._fixed_rows
-        # Twice even where it is slow: what the first run pays once must not be taken for its speed.
-        taken_s = _timed_run(model, resize_rows(example, rows), _WARM_UP_LIMIT_S)
-        largest = max(_most_rows(batching, example), rows)
-        if largest > rows:
-            estimate_s = taken_s * largest / rows
-            if estimate_s <= _WARM_UP_LIMIT_S:
-                taken_s, rows = _timed_run(model, resize_rows(example, largest)), largest
-            else:
-                notes.append(
-                    f"a batch of {largest} rows was not warmed up: 1 row takes {taken_s:.3g} s, "
-                    f"so it would take about {estimate_s:.3g} s"
-                )
-        model.measured_rows = rows
-    model.measured_run_s = taken_s
+        taken_s = _timed_run(model, resize_rows(example, rows))
+        wanted = max(_most_rows(batching, example), rows)
+        soon_done = min(wanted, int(rows * _WARM_UP_LIMIT_S / taken_s))
+        if soon_done > rows:
+            rows = soon_done
+            taken_s = _timed_run(model, resize_rows(example, rows))
+        if rows < wanted:
+            model.notes = (
+                f"warmed up with {rows} of at most {wanted} rows, which took {taken_s:.3g} s",
+            )
+    model.measured_rows, model.measured_run_s = rows, taken_s
     for shapes in model.manifest.warmup:
-        _timed_run(model, {name: np.resize(example[name], shape) for name, shape in shapes.items()})
-    model.notes = tuple(notes)
+        _one_run(model, {name: np.resize(example[name], shape) for name, shape in shapes.items()})
 
 
 def _most_rows(batching: Batching, example: Tensors) -> int:
@@ -336,10 +348,13 @@ def _most_rows(batching: Batching, example: Tensors) -> int:
     return min(batching.max_rows, batching.max_cost // ragged_length(example, batching.ragged))
 
 
-def _timed_run(model: LoadedModel, batch: Tensors, again_s: float = _MEASURE_AGAIN_S) -> float:
-    """Seconds of a run; the better of two where the first took less than `again_s`."""
+def _timed_run(model: LoadedModel, batch: Tensors) -> float:
+    """Seconds of a run; the better of two where that costs little.
+
+    What the first run pays once must not be taken for the model's speed.
+    """
     first_s = _one_run(model, batch)
-    return min(first_s, _one_run(model, batch)) if first_s < again_s else first_s
+    return min(first_s, _one_run(model, batch)) if first_s < _MEASURE_ONCE_S else first_s
 
 
 def _one_run(model: LoadedModel, batch: Tensors) -> float:

@@ -166,7 +166,6 @@ class _Draft:
             ModelVersion(folder, manifest), allow_code=self.allow_code, device="cpu"
         )
         try:
-            self.warnings.extend(loaded.notes)
             self.warnings.extend(_check_rows(loaded))
             self.warnings.extend(_check_padding(loaded))
         finally:

@@ -120,8 +120,8 @@ class FleetView:
         self._fetch = fetch
         self._max_age_s = max_age_s
         self._clock = clock
-        self._applications: list[ModelApplication] = []
-        self._fetched_s: float | None = None
+        self._applications: list[ModelApplication] | None = None
+        self._asked_s: float | None = None
         self._lock = asyncio.Lock()
 
     async def applications(self) -> list[ModelApplication]:
@@ -131,19 +131,19 @@ class FleetView:
             NotReady: The controller does not answer, and never did.
         """
         async with self._lock:
-            now_s = self._clock()
-            if self._fetched_s is None or now_s - self._fetched_s > self._max_age_s:
-                await self._refresh(now_s)
+            if self._asked_s is None or self._clock() - self._asked_s > self._max_age_s:
+                await self._refresh()
+            if self._applications is None:
+                raise NotReady("Serve's controller does not answer yet")
             return self._applications
 
-    async def _refresh(self, now_s: float) -> None:
+    async def _refresh(self) -> None:
         try:
             details = await asyncio.to_thread(self._fetch)
         except Exception as error:
             logger.warning("Serve's controller does not answer: %s", error)
-            if self._fetched_s is None:
-                raise NotReady("Serve's controller does not answer yet") from None
         else:
             self._applications = parse_details(details)
-        # Also after a failure: the next request should not wait for the controller, too.
-        self._fetched_s = now_s
+        # Also after a failure, and from its end: a controller that is gone takes longer to be
+        # given up than an answer lasts, and the next request should not wait for it, too.
+        self._asked_s = self._clock()

@@ -66,7 +66,10 @@ class FrontApp(AsgiApp):
     ) -> None:
         """Answers one request."""
         path, method = relative_path(scope), scope["method"]
-        endpoint = Endpoint("docs") if path in ("", "/") else parse_path(_below_v2(path))
+        root = scope.get("root_path", "")
+        # Mounted at `/v2`, its own root is the protocol's path of the server's metadata.
+        at_root = path in ("", "/") and not root.endswith("/v2")
+        endpoint = Endpoint("docs") if at_root else parse_path(_below_v2(path))
         if endpoint is None:
             raise unknown_path(scope["path"])
         if endpoint.model is not None:
@@ -76,8 +79,8 @@ class FrontApp(AsgiApp):
         if allowed:
             await send_method_not_allowed(send, method, scope["path"], allowed)
         elif endpoint.operation == "docs":
-            root = scope.get("root_path", "").removesuffix("/v2")
-            await send_html(send, documentation.docs_page(f"{root}/v2/openapi.json"))
+            url = f"{root.removesuffix('/v2')}/v2/openapi.json"
+            await send_html(send, documentation.docs_page(url))
         elif endpoint.operation == "server-ready":
             waiting = not_ready(await self._fleet.applications())
             document: dict[str, Any] = {"ready": not waiting}

@@ -146,7 +146,8 @@ class ModelApp(AsgiApp):
         if allowed:
             await send_method_not_allowed(send, scope["method"], scope["path"], allowed)
         elif endpoint.operation == "docs":
-            await send_html(send, documentation.docs_page("openapi.json"))
+            beside = "../" if scope["path"].endswith("/") else ""
+            await send_html(send, documentation.docs_page(f"{beside}openapi.json"))
         else:
             await send_json(send, self._document(endpoint.operation))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from rayprism.core.batching import BatchLimits
@@ -77,6 +78,7 @@ class ModelService:
         self._batched = self.manifest.batching.batched
         self._loop = asyncio.get_running_loop()
         self._preparer = ThreadPoolExecutor(1, "prepare") if model.has_prepare else None
+        self._preparing_since_s: float | None = None
         self._scheduler = Scheduler(
             model,
             batch_limits(self.manifest, config),
@@ -166,7 +168,7 @@ class ModelService:
             # Requests that name their inputs in another order can share a batch, too.
             tensors = {name: tensors[name] for name in self._input_names}
         if self._preparer is not None:
-            with scheduler.reserve(rows):
+            with scheduler.reserve(rows), self._counted(arrival_s):
                 tensors = await self._prepare(self._preparer, tensors, timeout_s, request_id)
         outputs = await scheduler.infer(
             tensors,
@@ -187,6 +189,16 @@ class ModelService:
                 f"and 0 for the default, which is {config.default_priority}"
             )
         return asked
+
+    @contextmanager
+    def _counted(self, arrival_s: float) -> Iterator[None]:
+        """Counts a request that ends here, before the scheduler sees it."""
+        try:
+            yield
+        except (RequestError, asyncio.CancelledError) as error:
+            code = error.code if isinstance(error, RequestError) else "cancelled"
+            self.statistics.failed(code, self._scheduler.now_s() - arrival_s)
+            raise
 
     async def _prepare(
         self, preparer: Executor, tensors: Tensors, timeout_s: float, request_id: str
@@ -211,21 +223,31 @@ class ModelService:
 
     def _try_prepare(self, tensors: Tensors) -> Tensors | BaseException:
         # As a value: a future cannot carry every exception (StopIteration).
+        self._preparing_since_s = self._scheduler.now_s()
         try:
             return self._model.prepare(tensors)
         except BaseException as error:
             return error
+        finally:
+            self._preparing_since_s = None
 
     def check_health(self) -> None:
         """Checks that the model still moves.
 
         Raises:
-            SetupError: A batch has been running for so long that nobody waits for it any more.
+            SetupError: A batch, or the pre-processing of a request, has been running for so long
+                that nobody waits for it any more.
         """
         limit_s = max(_HANG_S, 10 * self.config.default_timeout_s)
         running_s = self._scheduler.running_for_s
         if running_s > limit_s:
             raise SetupError(f"a batch has been running for {running_s:.0f} s: the model hangs")
+        since_s = self._preparing_since_s
+        if since_s is not None and self._scheduler.now_s() - since_s > limit_s:
+            raise SetupError(
+                f"the pre-processing of one request has been running for more than {limit_s:.0f} s: "
+                "it hangs, and the others wait for it"
+            )
 
     async def close(self) -> None:
         """Refuses what waits, ends the running batch, and frees the model."""

@@ -133,7 +133,7 @@ class UserConfig(_Settings):
     max_delay_s: Annotated[float, Field(ge=0, le=60)] | None = None
     max_queue_rows: Annotated[int, Field(ge=1, le=10_000_000)] = 2048
     default_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**40)] = 64 * 1024 * 1024
     priority_levels: Annotated[int, Field(ge=1, le=100)] = 3
     default_priority: Annotated[int, Field(ge=1, le=100)] = 2
     execution: Literal["auto", "inline", "thread"] | None = None
