@@ -272,3 +272,9 @@ def test_every_number_can_be_padded(datatype: Datatype) -> None:
 
 def test_nothing_has_no_rows() -> None:
     assert count_rows({}) == 0
+
+
+def test_the_order_of_inputs_is_no_part_of_the_batch_key() -> None:
+    a, b = np.zeros((1, 3)), np.zeros((1, 5))
+    assert batch_key({"a": a, "b": b}, {}) == batch_key({"b": b, "a": a}, {})
+    assert batch_key({"a": a, "b": b}, {}) != batch_key({"b": a, "a": b}, {})

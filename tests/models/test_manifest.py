@@ -176,6 +176,8 @@ FAULTS: list[tuple[str, Any, str, str]] = [
     ("batching.max_delay_s", -0.1, "batching.max_delay_s", "greater than or equal to 0"),
     ("batching.max_delay_s", 61, "batching.max_delay_s", "less than or equal to 60"),
     ("batching.max_wait", 1, "batching.max_wait", "unknown key"),
+    ("batching.ragged.ids.value", 0.5, "", "'ids' cannot hold the padding 0.5"),
+    ("batching.ragged.ids.value", 1e30, "", "'ids' cannot hold the padding 1e+30"),
     ("batching.ragged.ids.axis", 0, "batching.ragged.ids", "axis 0 is the row"),
     ("batching.ragged.ids.axis", 2, "", "axis 2 of 'ids' is not a free axis"),
     ("batching.ragged.words", {"axis": 1}, "", "names 'words', the runtime takes ['ids', 'mask']"),

@@ -318,7 +318,8 @@ def batch_key(
 ) -> tuple[tuple[int, ...], ...]:
     """What two requests need to have equal to share a batch: all sizes but rows and ragged ones."""
     key = []
-    for name, array in tensors.items():
+    for name in tensors if len(tensors) == 1 else sorted(tensors):
+        array = tensors[name]
         rule = ragged.get(name)
         if rule is None:
             key.append(array.shape[1:])

@@ -25,6 +25,7 @@ from rayprism.core.tensors import (
     TensorSpec,
     check_inputs,
     datatype_of,
+    numpy_dtype,
 )
 from rayprism.core.values import array_from_values, values_from_array
 from rayprism.errors import ConfigInvalid, Fault, InvalidInput
@@ -294,6 +295,11 @@ class Manifest(_Frozen):
                 )
             elif spec.datatype in (Datatype.BYTES, Datatype.BOOL):
                 problems.append(f"batching.ragged: {name!r} is {spec.datatype}; pad numbers only")
+            elif not _holds(spec.datatype, rule.value):
+                problems.append(
+                    f"batching.ragged: {spec.datatype} of {name!r} cannot hold the padding "
+                    f"{rule.value:g}"
+                )
         outer = {spec.name: spec for spec in self.outputs}
         for name, axis in self.batching.ragged_outputs.items():
             if not self.batching.ragged:
@@ -365,6 +371,13 @@ class Manifest(_Frozen):
             return cls.model_validate(raw)
         except ValidationError as error:
             raise ConfigInvalid(source, faults_of(error)) from None
+
+
+def _holds(datatype: Datatype, value: float) -> bool:
+    if datatype.is_float:
+        return True
+    limits = np.iinfo(numpy_dtype(datatype))
+    return float(value).is_integer() and limits.min <= value <= limits.max
 
 
 def _duplicates(where: str, specs: tuple[TensorSpec, ...]) -> list[str]:
