@@ -36,9 +36,8 @@ _LOADER = (
 )
 _NAMED = ("repository", "model", "version")
 _EMPTY = {
-    "import_path": "bench.peers:noop",
-    "args": {"answer": "{}"},
-    "deployments": [{"name": "noop", "ray_actor_options": {"num_cpus": 0.1}}],
+    "import_path": "bench.empty:app",
+    "deployments": [{"name": "Empty", "ray_actor_options": {"num_cpus": 0.1}}],
 }
 
 

@@ -163,7 +163,7 @@ def _minilm(result: Mapping[str, Any]) -> str:
     ]
     best = summary["by_length"]
     extra = (
-        f" Sorted by length beforehand, which no server can do, it reaches "
+        f" With all sentences sorted by length beforehand it reaches "
         f"{number(best['rate'])} rows/s with batches of {best['batch_size']}."
         if best
         else ""

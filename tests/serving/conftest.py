@@ -53,3 +53,25 @@ def write_code(folder: Path, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.py").write_text(text)
     return folder
+
+
+class GrpcContext:
+    """Stands for Ray's gRPC context: records what a method puts on it."""
+
+    def __init__(self, request_id: str | None = "r-1") -> None:
+        self.code: Any = None
+        self.details = ""
+        self.trailing: list[tuple[str, str]] = []
+        self._request_id = request_id
+
+    def request_id(self) -> str | None:
+        return self._request_id
+
+    def set_code(self, code: Any) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+    def set_trailing_metadata(self, trailing: list[tuple[str, str]]) -> None:
+        self.trailing = trailing

@@ -269,7 +269,7 @@ async def test_ragged_requests_are_padded_together_and_cut_apart() -> None:
 @async_test
 async def test_tiny_models_run_on_the_event_loop_and_others_do_not() -> None:
     here = threading.current_thread().name
-    for measured_run_s, inline in ((0.0001, True), (0.5, False)):
+    for measured_run_s, inline in ((0.00001, True), (0.0005, True), (0.5, False)):
         model = DoublingModel(measured_run_s)
         async with running(model) as scheduler:
             assert scheduler.inline is inline
@@ -283,7 +283,7 @@ async def test_tiny_models_run_on_the_event_loop_and_others_do_not() -> None:
 
 @async_test
 async def test_requests_of_one_turn_of_the_loop_share_an_inline_batch() -> None:
-    model = DoublingModel(measured_run_s=0.0001)
+    model = DoublingModel(measured_run_s=0.0005)
     async with running(model) as scheduler:
         answers = await asyncio.gather(*(infer(scheduler, float(i)) for i in range(5)))
         assert [answer["y"][0, 0] for answer in answers] == [0, 2, 4, 6, 8]
@@ -291,8 +291,27 @@ async def test_requests_of_one_turn_of_the_loop_share_an_inline_batch() -> None:
 
 
 @async_test
+async def test_the_tiniest_models_run_at_once_where_nobody_waits() -> None:
+    model = DoublingModel(measured_run_s=0.00001)
+    statistics = Statistics()
+    async with running(model, statistics=statistics) as scheduler:
+        coroutine = scheduler.infer(rows_of(1.0, 2.0), 2, timeout_s=30)
+        with pytest.raises(StopIteration) as done:
+            coroutine.send(None)  # answered without waiting for a turn of the loop
+        assert done.value.value["y"].tolist() == [[2.0], [4.0]]
+        with pytest.raises(ModelFailed):
+            await infer(scheduler, POISON)
+        answer = await infer(scheduler, *range(20))
+        assert len(answer["y"]) == 20, "more rows than a batch holds are split as ever"
+    counts = statistics.snapshot()
+    assert counts.inference_count == 22
+    assert counts.execution_count == 4
+    assert counts.fail.count == 1
+
+
+@async_test
 async def test_inline_faults_are_bisected_too() -> None:
-    model = DoublingModel(measured_run_s=0.0001)
+    model = DoublingModel(measured_run_s=0.0005)
     async with running(model) as scheduler:
         values = [1.0, POISON, 3.0, 4.0]
         answers = await asyncio.gather(
@@ -310,7 +329,7 @@ async def test_a_model_that_turns_slow_leaves_the_event_loop() -> None:
             threading.Event().wait(0.02)
             return super().run(batch)
 
-    model = Slow(measured_run_s=0.0001)
+    model = Slow(measured_run_s=0.0005)
     async with running(model) as scheduler:
         await infer(scheduler, 1.0)
         assert scheduler.inline, "one slow batch may be the machine's fault"
@@ -368,7 +387,9 @@ class FalsyError(Exception):
         return False
 
 
-@pytest.mark.parametrize("measured_run_s", [0.0001, 1.0], ids=["inline", "thread"])
+@pytest.mark.parametrize(
+    "measured_run_s", [0.00001, 0.0005, 1.0], ids=["at once", "inline", "thread"]
+)
 @pytest.mark.parametrize(
     "error",
     [StopIteration(), asyncio.CancelledError(), SystemExit(3), FalsyError(), MemoryError()],
@@ -398,7 +419,7 @@ async def test_a_slow_first_batch_does_not_make_an_idle_model_refuse() -> None:
             now_s += 0.5 if len(self.batches) == 0 else 0.001
             return super().run(batch)
 
-    async with running(Timed(0.0001), clock=lambda: now_s, execution="inline") as scheduler:
+    async with running(Timed(0.0005), clock=lambda: now_s, execution="inline") as scheduler:
         await infer(scheduler, 1.0)
         for value in range(3):
             assert (await infer(scheduler, float(value), timeout_s=0.2))["y"][0, 0] == 2 * value
@@ -447,7 +468,7 @@ async def test_a_model_that_is_slow_now_and_then_leaves_the_event_loop() -> None
                 threading.Event().wait(0.01)
             return super().run(batch)
 
-    async with running(Moody(measured_run_s=0.0001)) as scheduler:
+    async with running(Moody(measured_run_s=0.0005)) as scheduler:
         for turn in range(60):
             await infer(scheduler, float(turn % 2))
         assert not scheduler.inline

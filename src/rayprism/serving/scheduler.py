@@ -35,11 +35,15 @@ from rayprism.errors import (
 )
 from rayprism.serving.statistics import BatchTimes, Statistics
 
-__all__ = ["INLINE_LIMIT_S", "BatchRunner", "Execution", "Scheduler"]
+__all__ = ["DIRECT_LIMIT_S", "INLINE_LIMIT_S", "BatchRunner", "Execution", "Scheduler"]
 
 INLINE_LIMIT_S = 0.001
 """A model whose largest batch takes less than this runs on the event loop: handing it to a thread
 would cost more than it takes. What takes longer would hold up other requests there."""
+
+DIRECT_LIMIT_S = 0.0001
+"""A model whose largest batch takes less than this is cheaper than the queue in front of it: on the
+event loop it is always free, so a request that finds nobody waiting runs at once."""
 
 _SLOW_BATCH_S = 0.005
 _TOO_SLOW = 20.0
@@ -128,6 +132,7 @@ class Scheduler:
         self._reserved_rows = 0
         self._backlog = False
         self._inline = False
+        self._direct = False
         self._may_leave_inline = False
         self._slowness = 0.0
         self.reconfigure(limits, execution)
@@ -151,6 +156,12 @@ class Scheduler:
             self._inline = self._model.measured_run_s < INLINE_LIMIT_S
         else:
             self._inline = execution == "inline"
+        self._direct = (
+            self._inline
+            and self._model.measured_run_s < DIRECT_LIMIT_S
+            and limits.max_delay_s == 0.0
+            and not self._ragged
+        )
         self._schedule_pump()
 
     @property
@@ -207,6 +218,8 @@ class Scheduler:
         now_s = self._clock() if arrival_s is None else arrival_s
         limits = self._queue.limits
         self._check_room(rows)
+        if self._direct and rows <= limits.max_rows and not len(self._queue):
+            return self._run_at_once(tensors, rows, now_s, request_id)
         length = ragged_length(tensors, self._ragged) if self._ragged else 1
         key = batch_key(tensors, self._ragged)
         job = _Job(self._loop.create_future(), request_id)
@@ -251,6 +264,21 @@ class Scheduler:
         for pending in self._queue.drain():
             self._fail(pending, NotReady("this replica is shutting down"))
         await asyncio.to_thread(self._executor.shutdown, True)
+
+    def _run_at_once(
+        self, tensors: Tensors, rows: int, arrival_s: float, request_id: str
+    ) -> Tensors:
+        began_s = self._clock()
+        try:
+            outputs = self._model.run(tensors)
+        except BaseException as error:
+            failure = self._failure(error, request_id)
+            self._statistics.failed(failure.code, self._clock() - arrival_s)
+            raise failure from None
+        ended_s = self._clock()
+        self._observe(rows, (0.0, ended_s - began_s, 0.0))
+        self._statistics.served(rows, began_s - arrival_s, ended_s - arrival_s)
+        return outputs
 
     def _check_room(self, rows: int) -> None:
         if self._closed:
@@ -370,12 +398,7 @@ class Scheduler:
             self._on_batch_failed(batch, outcome)
         else:
             shares, times = outcome
-            rows = sum(pending.rows for pending in batch)
-            run_s = sum(times)
-            self._rate.observe(rows, run_s)
-            self._statistics.batch(rows, times)
-            if self._inline and self._may_leave_inline:
-                self._leave_inline_if_slow(rows, run_s)
+            self._observe(sum(pending.rows for pending in batch), times)
             for pending, share in zip(batch, shares, strict=True):
                 self._deliver(pending, share)
         self._backlog = len(self._queue) > 0
@@ -384,6 +407,13 @@ class Scheduler:
                 self._schedule_pump()
             else:
                 self._pump()
+
+    def _observe(self, rows: int, times: BatchTimes) -> None:
+        run_s = sum(times)
+        self._rate.observe(rows, run_s)
+        self._statistics.batch(rows, times)
+        if self._inline and self._may_leave_inline:
+            self._leave_inline_if_slow(rows, run_s)
 
     def _leave_inline_if_slow(self, rows: int, run_s: float) -> None:
         # A single slow batch is more likely the machine's fault than the model's; slow ones that
@@ -399,7 +429,7 @@ class Scheduler:
                 rows,
                 run_s * 1e3,
             )
-            self._inline = False
+            self._inline = self._direct = False
 
     def _on_batch_failed(self, batch: tuple[Pending, ...], error: BaseException) -> None:
         if self._closed and len(batch) > 1:
@@ -414,20 +444,16 @@ class Scheduler:
                 type(error).__name__,
             )
             return
-        if isinstance(error, RequestError) and not isinstance(error, ModelFailed):
-            self._fail(culprit, error)
-        else:
-            self._fail_as_model(culprit, error)
+        self._fail(culprit, self._failure(error, culprit.item.job.request_id))
 
-    def _fail_as_model(self, pending: Pending, error: BaseException) -> None:
-        request_id = pending.item.job.request_id
+    def _failure(self, error: BaseException, request_id: str) -> RequestError:
+        """What a client is told of what a model raised; the log has the rest."""
+        if isinstance(error, RequestError) and not isinstance(error, ModelFailed):
+            return error
         logger.error("The model failed on request %s.", request_id, exc_info=error)
-        self._fail(
-            pending,
-            ModelFailed(
-                "the model failed on this request; the log of the replica has the details under "
-                f"request id {request_id}"
-            ),
+        return ModelFailed(
+            "the model failed on this request; the log of the replica has the details under "
+            f"request id {request_id}"
         )
 
     def _deliver(self, pending: Pending, share: Tensors) -> None:
@@ -448,7 +474,7 @@ class Scheduler:
         try:
             whole = concatenate(parts, {})
         except ValueError as error:
-            self._fail_as_model(pending, error)
+            self._fail(pending, self._failure(error, pending.item.job.request_id))
         else:
             pending.item.job.future.set_result(whole)
 

@@ -245,7 +245,7 @@ class ModelService:
         since_s = self._preparing_since_s
         if since_s is not None and self._scheduler.now_s() - since_s > limit_s:
             raise SetupError(
-                f"the pre-processing of one request has been running for more than {limit_s:.0f} s: "
+                f"pre-processing of one request has been running for more than {limit_s:.0f} s: "
                 "it hangs, and the others wait for it"
             )
 
