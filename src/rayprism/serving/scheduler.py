@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from rayprism.core.batching import BatchLimits, BatchQueue, Pending, ServiceRate, plan_pieces
+from rayprism.core.placement import Place, Placement
 from rayprism.core.tensors import (
     Array,
     RaggedAxis,
@@ -35,20 +36,7 @@ from rayprism.errors import (
 )
 from rayprism.serving.statistics import BatchTimes, Statistics
 
-__all__ = ["DIRECT_LIMIT_S", "INLINE_LIMIT_S", "BatchRunner", "Execution", "Scheduler"]
-
-INLINE_LIMIT_S = 0.001
-"""A model whose largest batch takes less than this runs on the event loop: handing it to a thread
-would cost more than it takes. What takes longer would hold up other requests there."""
-
-DIRECT_LIMIT_S = 0.0001
-"""A model whose largest batch takes less than this is cheaper than the queue in front of it: on the
-event loop it is always free, so a request that finds nobody waiting runs at once."""
-
-_SLOW_BATCH_S = 0.005
-_TOO_SLOW = 20.0
-"""Slow batches that a model may have on the event loop before it has to leave it, each counted as
-often as it is longer than `_SLOW_BATCH_S`. Ten fast ones make up for one."""
+__all__ = ["BatchRunner", "Execution", "Scheduler"]
 
 Execution = Literal["auto", "inline", "thread"]
 logger = logging.getLogger("ray.serve.rayprism")
@@ -119,6 +107,7 @@ class Scheduler:
         self._ragged = dict(ragged)
         self._ragged_outputs = dict(ragged_outputs or {})
         self._batched = batched
+        self._measured_run_s = model.measured_run_s
         self._statistics = statistics
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -131,16 +120,12 @@ class Scheduler:
         self._started_s = 0.0
         self._reserved_rows = 0
         self._backlog = False
-        self._inline = False
-        self._direct = False
-        self._may_leave_inline = False
-        self._slowness = 0.0
         self.reconfigure(limits, execution)
 
     @property
     def inline(self) -> bool:
         """Whether batches run on the event loop."""
-        return self._inline
+        return self._placement.place is not Place.THREAD
 
     @property
     def queued_rows(self) -> int:
@@ -150,17 +135,10 @@ class Scheduler:
     def reconfigure(self, limits: BatchLimits, execution: Execution) -> None:
         """Takes new bounds; what waits is kept."""
         self._queue.limits = limits
-        self._may_leave_inline = execution == "auto"
-        self._slowness = 0.0
-        if execution == "auto":
-            self._inline = self._model.measured_run_s < INLINE_LIMIT_S
-        else:
-            self._inline = execution == "inline"
-        self._direct = (
-            self._inline
-            and self._model.measured_run_s < DIRECT_LIMIT_S
-            and limits.max_delay_s == 0.0
-            and not self._ragged
+        self._placement = Placement(
+            execution,
+            self._measured_run_s,
+            may_wait=bool(self._ragged) or limits.max_delay_s > 0,
         )
         self._schedule_pump()
 
@@ -218,7 +196,8 @@ class Scheduler:
         now_s = self._clock() if arrival_s is None else arrival_s
         limits = self._queue.limits
         self._check_room(rows)
-        if self._direct and rows <= limits.max_rows and not len(self._queue):
+        at_once = self._placement.place is Place.DIRECT and rows <= limits.max_rows
+        if at_once and not len(self._queue):
             return self._run_at_once(tensors, rows, now_s, request_id)
         length = ragged_length(tensors, self._ragged) if self._ragged else 1
         key = batch_key(tensors, self._ragged)
@@ -347,7 +326,7 @@ class Scheduler:
             job = pending.item.job
             if not job.started_s:
                 job.started_s = now_s
-        if self._inline:
+        if self.inline:
             self._finish(batch, self._outcome(batch))
             return
         self._running, self._started_s = batch, now_s
@@ -403,7 +382,7 @@ class Scheduler:
                 self._deliver(pending, share)
         self._backlog = len(self._queue) > 0
         if self._backlog:
-            if self._inline:
+            if self.inline:
                 self._schedule_pump()
             else:
                 self._pump()
@@ -412,24 +391,14 @@ class Scheduler:
         run_s = sum(times)
         self._rate.observe(rows, run_s)
         self._statistics.batch(rows, times)
-        if self._inline and self._may_leave_inline:
-            self._leave_inline_if_slow(rows, run_s)
-
-    def _leave_inline_if_slow(self, rows: int, run_s: float) -> None:
-        # A single slow batch is more likely the machine's fault than the model's; slow ones that
-        # come back again and again are not, though fast ones come between them.
-        if run_s > _SLOW_BATCH_S:
-            self._slowness += run_s / _SLOW_BATCH_S
-        else:
-            self._slowness = max(0.0, self._slowness - 0.1)
-        if self._slowness >= _TOO_SLOW:
+        if self._placement.observe(run_s):
+            self._measured_run_s = run_s  # what it was while warming up is refuted
             logger.warning(
                 "Batches take too long for the event loop, the last one of %d rows %.1f ms; they "
                 "run in a thread from now on.",
                 rows,
                 run_s * 1e3,
             )
-            self._inline = self._direct = False
 
     def _on_batch_failed(self, batch: tuple[Pending, ...], error: BaseException) -> None:
         if self._closed and len(batch) > 1:
