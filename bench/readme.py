@@ -50,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=_ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=_RESULTS)
     given = parser.parse_args(arguments)
+    if not given.readme.is_file():
+        print(f"{given.readme.name} is not there")
+        return 1
     text = given.readme.read_text()
     tables = {path.stem: path.read_text() for path in sorted(given.results.glob("*.md"))}
     try:

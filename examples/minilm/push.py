@@ -141,11 +141,9 @@ def push(repository: Repository, sources: dict[str, Path]) -> ModelVersion:
             runtime_inputs=[TensorSpec(name, Datatype.INT64, (-1, -1)) for name in RUNTIME_INPUTS],
             batching=BATCHING,
             tolerance=TOLERANCE,
-            # The longest text, and the most rows: memory is taken before the first request.
-            warmup=[
-                dict.fromkeys(RUNTIME_INPUTS, (1, MAX_TOKENS)),
-                dict.fromkeys(RUNTIME_INPUTS, (BATCHING.max_rows, 8)),
-            ],
+            # The longest text: its memory is taken before the first request. Every shape here
+            # keeps a new replica from its traffic for as long as it runs.
+            warmup=[dict.fromkeys(RUNTIME_INPUTS, (1, MAX_TOKENS))],
             metadata=_describe(),
             options=OPTIONS,
             allow_code=True,
