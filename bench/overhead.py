@@ -26,7 +26,10 @@ from bench.report import render
 __all__ = ["main"]
 
 _PARTS = ("tiny", "documented", "minilm", "cold")
-_OUTPUT = Path(__file__).resolve().parent / "results" / "overhead.json"
+_ROOT = Path(__file__).resolve().parent.parent
+_OUTPUT = _ROOT / "bench" / "results" / "overhead.json"
+_TRIAL_OUTPUT = _ROOT / ".bench" / "overhead.json"
+"""For runs that are not whole: README.md shows what is in `_OUTPUT`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,11 +71,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--connections", type=_numbers, default=(1, 16, 64), help="for the tiny model: 1,16,64"
     )
     parser.add_argument("--only", type=_names, default=_PARTS, help=f"of {','.join(_PARTS)}")
-    parser.add_argument("--output", type=Path, default=_OUTPUT)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="default: bench/results/overhead.json; .bench/ with --quick or --only",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="a few rough minutes, to see that it works"
     )
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.output is None:
+        whole = set(given.only) == set(_PARTS) and not given.quick
+        given.output = _OUTPUT if whole else _TRIAL_OUTPUT
+    return given
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -97,7 +108,7 @@ def _plan(given: argparse.Namespace, marker: str, folder: Path) -> Plan:
         batch_sizes=(1, 2, 4, 8, 16, 32, 64),
     )
     if given.quick:
-        plan = replace(plan, seconds=1, rounds=2, repeats=1, batch_sizes=(4, 8, 16))
+        plan = replace(plan, seconds=1, rounds=2, repeats=1, batch_sizes=(1, 4, 16))
     return plan
 
 

@@ -128,10 +128,11 @@ COMING = application("slow", status="DEPLOYING")
 
 
 def test_only_model_applications_are_taken() -> None:
+    other = {"import_path": "a:b", "args": {"model": "tiny", "version": 3}}
     said = details(
         *TWO,
         {"name": "imperative", "status": "RUNNING", "deployed_app_config": None},
-        {"name": "foreign", "status": "RUNNING", "deployed_app_config": {"import_path": "a:b"}},
+        {"name": "foreign", "status": "RUNNING", "deployed_app_config": other},
         application("no good", name="faulty"),
         application("tiny", 0, name="faulty too"),
     )

@@ -208,7 +208,7 @@ def test_a_replica_that_starts_with_a_faulty_one_takes_the_last_good_one(
     [b"", b"{", b"[]", b"null", b'{"an_older_key": 1}', b"\xff", b'{"max_queue_rows": "5"}'],
 )
 def test_what_was_kept_and_cannot_be_used_is_nothing(
-    tiny: ModelVersion, store: Store, kept: bytes
+    tiny: ModelVersion, store: Store, kept: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     @async_test
     async def run() -> None:
@@ -219,6 +219,8 @@ def test_what_was_kept_and_cannot_be_used_is_nothing(
         await stop(replica)
 
     run()
+    unreadable = kept in (b"", b"{", b"\xff")
+    assert ("could not be read" in caplog.text) == unreadable, "an older key is no alarm"
 
 
 def test_a_store_that_fails_costs_no_good_user_config(

@@ -751,10 +751,12 @@ async def test_the_documents_follow_the_user_config(prepared: ModelVersion) -> N
 
 def test_a_service_leaves_no_thread_behind(prepared: ModelVersion) -> None:
     before = set(threading.enumerate())
+    services: list[ModelService] = []  # closed, not collected as garbage
 
     @async_test
     async def run() -> None:
-        async with running(prepared, execution="thread") as (_, client, _):
+        async with running(prepared, execution="thread") as (service, client, _):
+            services.append(service)
             assert await works(client)
 
     run()
