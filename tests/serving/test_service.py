@@ -346,7 +346,7 @@ async def test_the_deadline_covers_preparing(prepared: ModelVersion) -> None:
 
 @async_test
 async def test_the_time_of_preparing_is_not_given_twice(prepared: ModelVersion) -> None:
-    async with running(prepared) as (service, client, code):
+    async with running(prepared, execution="thread") as (service, client, code):
         time_s = 1000.0
         service.scheduler._clock = lambda: time_s
         code.preparing.hold()

@@ -197,7 +197,7 @@ class Scheduler:
         limits = self._queue.limits
         self._check_room(rows)
         at_once = self._placement.place is Place.DIRECT and rows <= limits.max_rows
-        if at_once and not len(self._queue):
+        if at_once and not self._running and not len(self._queue):
             return self._run_at_once(tensors, rows, now_s, request_id)
         length = ragged_length(tensors, self._ragged) if self._ragged else 1
         key = batch_key(tensors, self._ragged)
