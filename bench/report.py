@@ -10,6 +10,7 @@ __all__ = ["render"]
 _TITLES = {
     "rayprism": "rayprism (HAProxy, one replica)",
     "noop": "no-op ASGI application (same cluster, one replica)",
+    "noop-unlogged": "the same without Ray's access log, as rayprism's applications are",
     "noop-lane": "the same as a middleware, past Ray's own handling of requests",
     "bare@haproxy": "uvicorn + FastAPI + onnxruntime, no Ray, no proxy",
     "bare@default": "the same, beside the two above",
@@ -19,6 +20,7 @@ _TITLES = {
 _ORDER = (
     "rayprism",
     "noop",
+    "noop-unlogged",
     "noop-lane",
     "bare@haproxy",
     "documented",
@@ -108,6 +110,7 @@ def _tiny(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(cells)
     for key, title in (
         ("noop", "rayprism / no-op"),
+        ("noop-unlogged", "rayprism / no-op without access log"),
         ("noop-lane", "rayprism / no-op past Ray's handling"),
         ("bare", "rayprism / uvicorn without Ray"),
         ("documented", "rayprism / documented"),

@@ -48,6 +48,7 @@ _TUNED = {
 _APPLICATIONS = {
     "rayprism": MODEL,
     "noop": "noop",
+    "noop-unlogged": "noop-unlogged",
     "noop-lane": "noop-lane",
     "documented": "documented",
     "documented-tuned": "documented-tuned",
@@ -121,17 +122,25 @@ def run_haproxy(plan: Plan, cluster: BenchCluster, bare: Server) -> list[dict[st
             "route_prefix": "/noop-lane",
             "runtime_env": {"env_vars": lane},
         },
+        {
+            **noop,
+            "name": "noop-unlogged",
+            "route_prefix": "/noop-unlogged",
+            # As rayprism's applications are by default.
+            "logging_config": {"enable_access_log": False},
+        },
     )
     servers = (
         rayprism,
         Server("noop", cluster.url("/noop/infer")),
+        Server("noop-unlogged", cluster.url("/noop-unlogged/infer")),
         Server("noop-lane", cluster.url("/noop-lane/infer")),
         bare,
     )
     for server in servers:
         _wait(plan, server)
     samples = measure_rounds(plan, _HAPROXY, servers, [infer_body()], plan.connections, plan.rounds)
-    cluster.remove(["noop", "noop-lane", MODEL])
+    cluster.remove(["noop", "noop-unlogged", "noop-lane", MODEL])
     return samples
 
 
@@ -194,8 +203,9 @@ def summarise(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "rate": paired_ratio(ours, noop),
             "p50": paired_ratio(ours, noop, "latency_s.p50"),
         }
-        lane = select(chosen, server="noop-lane")
-        row["ratios"]["noop-lane"] = {"rate": paired_ratio(ours, lane)}
+        for name in ("noop-unlogged", "noop-lane"):
+            other = select(chosen, server=name)
+            row["ratios"][name] = {"rate": paired_ratio(ours, other)}
         for server in ("documented", "documented-tuned"):
             peer = select(chosen, server=server)
             if not peer:

@@ -295,18 +295,42 @@ async def test_the_tiniest_models_run_at_once_where_nobody_waits() -> None:
     model = DoublingModel(measured_run_s=0.00001)
     statistics = Statistics()
     async with running(model, statistics=statistics) as scheduler:
-        coroutine = scheduler.infer(rows_of(1.0, 2.0), 2, timeout_s=30)
-        with pytest.raises(StopIteration) as done:
-            coroutine.send(None)  # answered without waiting for a turn of the loop
-        assert done.value.value["y"].tolist() == [[2.0], [4.0]]
+        outputs = scheduler.run_at_once(rows_of(1.0, 2.0), 2, 0.0, "r")
+        assert outputs is not None
+        assert outputs["y"].tolist() == [[2.0], [4.0]]
         with pytest.raises(ModelFailed):
-            await infer(scheduler, POISON)
-        answer = await infer(scheduler, *range(20))
-        assert len(answer["y"]) == 20, "more rows than a batch holds are split as ever"
+            scheduler.run_at_once(rows_of(POISON), 1, 0.0, "r")
+        assert scheduler.run_at_once(rows_of(*range(20)), 20, 0.0, "r") is None, "over a batch"
+        waiting = infer(scheduler, 5.0)
+        await asyncio.sleep(0)
+        assert scheduler.queued_rows == 1
+        assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is None, "somebody waits"
+        await waiting
+    assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is None, "closed"
     counts = statistics.snapshot()
-    assert counts.inference_count == 22
-    assert counts.execution_count == 4
+    assert counts.inference_count == 3
+    assert counts.execution_count == 2
+    assert counts.success.count == 2
     assert counts.fail.count == 1
+    assert counts.batch_stats[2].compute_infer.count == 1
+
+
+@async_test
+async def test_nothing_runs_at_once_beside_a_batch_in_the_thread() -> None:
+    model = DoublingModel(measured_run_s=0.00001)
+    async with running(model, execution="thread") as scheduler:
+        blocker = await hold(scheduler, model)
+        scheduler.reconfigure(BatchLimits(8, 100), "auto")
+        assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is None
+        model.gate.set()
+        await blocker
+        assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is not None
+
+
+@async_test
+async def test_only_models_that_are_tiny_enough_run_at_once() -> None:
+    async with running(DoublingModel(measured_run_s=0.0005)) as scheduler:
+        assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is None
 
 
 @async_test

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["DIRECT_LIMIT_S", "INLINE_LIMIT_S", "Place", "Placement"]
+__all__ = ["DIRECT_LIMIT_S", "INLINE_LIMIT_S", "SLOW_BATCH_S", "Place", "Placement"]
 
 INLINE_LIMIT_S = 0.001
 """A model whose largest batch takes less than this runs on the event loop: handing it to a thread
@@ -15,6 +15,8 @@ DIRECT_LIMIT_S = 0.0001
 event loop it is always free, so a request that finds nobody waiting runs at once."""
 
 SLOW_BATCH_S = 5 * INLINE_LIMIT_S
+"""A batch on the event loop that takes longer counts against the model."""
+
 _LIMIT = 20.0
 _MOST_FOR_ONE = 5.0
 _FORGIVEN_BY_ONE = 0.1

@@ -140,7 +140,14 @@ class ModelApp(AsgiApp):
         """Answers one request."""
         endpoint = self._endpoint(relative_path(scope))
         if endpoint.operation == "infer" and scope["method"] == "POST":
-            await self._infer(receive, send, headers, request_id)
+            service = self._service
+            body = await read_body(receive, headers, service.config.max_body_bytes)
+            request = decode_infer_request(body, header_length(headers))
+            outputs = await service.infer(request, request_id)
+            answer, json_length = encode_infer_response(
+                service.model_name, service.version, request, outputs
+            )
+            await send_body(send, answer, headers, json_length=json_length)
             return
         allowed = wrong_method(endpoint, scope["method"])
         if allowed:
@@ -162,16 +169,6 @@ class ModelApp(AsgiApp):
         if len(self._endpoints) < _MAX_KNOWN_PATHS:
             self._endpoints[path] = endpoint
         return endpoint
-
-    async def _infer(self, receive: Receive, send: Send, headers: Headers, request_id: str) -> None:
-        service = self._service
-        body = await read_body(receive, headers, service.config.max_body_bytes)
-        request = decode_infer_request(body, header_length(headers))
-        outputs = await service.infer(request, request_id)
-        answer, json_length = encode_infer_response(
-            service.model_name, service.version, request, outputs
-        )
-        await send_body(send, answer, headers, json_length=json_length)
 
     def _config(self, model: ServedModel) -> Any:
         config = model_config(model)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from rayprism.core.batching import BatchLimits, BatchQueue, Pending, ServiceRate, plan_pieces
-from rayprism.core.placement import Place, Placement
+from rayprism.core.placement import SLOW_BATCH_S, Place, Placement
 from rayprism.core.tensors import (
     Array,
     RaggedAxis,
@@ -196,9 +196,6 @@ class Scheduler:
         now_s = self._clock() if arrival_s is None else arrival_s
         limits = self._queue.limits
         self._check_room(rows)
-        at_once = self._placement.place is Place.DIRECT and rows <= limits.max_rows
-        if at_once and not self._running and not len(self._queue):
-            return self._run_at_once(tensors, rows, now_s, request_id)
         length = ragged_length(tensors, self._ragged) if self._ragged else 1
         key = batch_key(tensors, self._ragged)
         job = _Job(self._loop.create_future(), request_id)
@@ -244,9 +241,25 @@ class Scheduler:
             self._fail(pending, NotReady("this replica is shutting down"))
         await asyncio.to_thread(self._executor.shutdown, True)
 
-    def _run_at_once(
+    def run_at_once(
         self, tensors: Tensors, rows: int, arrival_s: float, request_id: str
-    ) -> Tensors:
+    ) -> Tensors | None:
+        """Runs one request right here, where the model is tiny and nobody waits.
+
+        Returns:
+            The outputs; None where the request has to go through `infer`.
+
+        Raises:
+            ModelFailed, RequestError: As `infer`.
+        """
+        if (
+            self._placement.place is not Place.DIRECT
+            or rows > self._queue.limits.max_rows
+            or self._running
+            or len(self._queue)
+            or self._closed
+        ):
+            return None
         began_s = self._clock()
         try:
             outputs = self._model.run(tensors)
@@ -255,8 +268,9 @@ class Scheduler:
             self._statistics.failed(failure.code, self._clock() - arrival_s)
             raise failure from None
         ended_s = self._clock()
-        self._observe(rows, (0.0, ended_s - began_s, 0.0))
-        self._statistics.served(rows, began_s - arrival_s, ended_s - arrival_s)
+        self._statistics.ran_at_once(rows, began_s - arrival_s, ended_s - began_s)
+        if ended_s - began_s > SLOW_BATCH_S:
+            self._observe_place(rows, ended_s - began_s)
         return outputs
 
     def _check_room(self, rows: int) -> None:
@@ -391,6 +405,9 @@ class Scheduler:
         run_s = sum(times)
         self._rate.observe(rows, run_s)
         self._statistics.batch(rows, times)
+        self._observe_place(rows, run_s)
+
+    def _observe_place(self, rows: int, run_s: float) -> None:
         if self._placement.observe(run_s):
             self._measured_run_s = run_s  # what it was while warming up is refuted
             logger.warning(

@@ -68,6 +68,9 @@ class ModelService:
 
     def __init__(self, model: LoadedModel, config: UserConfig) -> None:
         self.manifest = model.manifest
+        self.model_name = self.manifest.model
+        self.version = str(self.manifest.version)
+        """As the protocol writes it."""
         self.config = config
         self.config_error: str | None = None
         """Why the newest `user_config` is not in force; None where it is."""
@@ -88,16 +91,6 @@ class ModelService:
             execution=self._execution(config),
             statistics=self.statistics,
         )
-
-    @property
-    def model_name(self) -> str:
-        """The model's name."""
-        return self.manifest.model
-
-    @property
-    def version(self) -> str:
-        """The version, as the protocol writes it."""
-        return str(self.manifest.version)
 
     @property
     def device(self) -> str:
@@ -159,9 +152,7 @@ class ModelService:
         arrival_s = scheduler.now_s()
         timeout_s = request.timeout_s or config.default_timeout_s
         priority = self._priority(request.priority, config)
-        names = self._output_names
-        if request.outputs:
-            names = select_outputs(request, names)
+        names = select_outputs(request, self._output_names) if request.outputs else ()
         tensors = request.tensors
         rows = check_inputs(self.manifest.inputs, tensors, batched=self._batched)
         if len(tensors) > 1:
@@ -170,15 +161,17 @@ class ModelService:
         if self._preparer is not None:
             with scheduler.reserve(rows), self._counted(arrival_s):
                 tensors = await self._prepare(self._preparer, tensors, timeout_s, request_id)
-        outputs = await scheduler.infer(
-            tensors,
-            rows,
-            timeout_s=timeout_s,
-            priority=priority,
-            request_id=request_id,
-            arrival_s=arrival_s,
-        )
-        return {name: outputs[name] for name in names}
+        outputs = scheduler.run_at_once(tensors, rows, arrival_s, request_id)
+        if outputs is None:
+            outputs = await scheduler.infer(
+                tensors,
+                rows,
+                timeout_s=timeout_s,
+                priority=priority,
+                request_id=request_id,
+                arrival_s=arrival_s,
+            )
+        return {name: outputs[name] for name in names} if request.outputs else outputs
 
     def _priority(self, asked: int, config: UserConfig) -> int:
         if asked == 0:
