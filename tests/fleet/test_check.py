@@ -533,6 +533,11 @@ WARNINGS = {
         "max_queue_rows",
     ),
     "no surge": (file(deployment="max_surge_percent: 0"), f"{MODEL}.max_surge_percent", "before"),
+    "logging where it has no effect": (
+        file(app="logging_config: {enable_access_log: true}"),
+        f"{APP}.logging_config",
+        "under its deployment 'model'",
+    ),
     "cuda without a GPU": (
         file(args="args: {model: flights, version: 2, device: cuda}"),
         f"{MODEL}.ray_actor_options",

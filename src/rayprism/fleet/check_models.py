@@ -110,6 +110,13 @@ class ModelChecks:
                 self.args[index] = args
             except ConfigInvalid as error:
                 self._take(error)
+        if application.get("logging_config") is not None:
+            # Serve gives it only to deployments that have none, and ours has one of its own.
+            self._warn(
+                f"{path}.logging_config",
+                f"has no effect on a model application: write it under its deployment "
+                f"{DEPLOYMENT_NAME!r}",
+            )
         deployments = application.get("deployments")
         for place, deployment in enumerate(deployments if isinstance(deployments, list) else []):
             if isinstance(deployment, dict):
@@ -217,6 +224,13 @@ class ModelChecks:
     def _front_application(self, application: Mapping[str, Any], path: str) -> None:
         if application.get("args"):
             self._fault(f"{path}.args", "the front door takes none")
+        if application.get("logging_config") is not None:
+            # Serve gives it only to deployments that have none, and ours has one of its own.
+            self._warn(
+                f"{path}.logging_config",
+                f"has no effect on a model application: write it under its deployment "
+                f"{DEPLOYMENT_NAME!r}",
+            )
         deployments = application.get("deployments")
         for place, deployment in enumerate(deployments if isinstance(deployments, list) else []):
             name = deployment.get("name") if isinstance(deployment, dict) else None
