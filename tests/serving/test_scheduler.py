@@ -328,6 +328,23 @@ async def test_nothing_runs_at_once_beside_a_batch_in_the_thread() -> None:
 
 
 @async_test
+async def test_stalls_between_requests_that_run_at_once_are_forgiven() -> None:
+    now_s = 0.0
+
+    class Stalling(DoublingModel):
+        def run(self, batch: Tensors) -> Tensors:
+            nonlocal now_s
+            now_s += 0.1 if len(self.batches) % 100 == 0 else 0.00001
+            return super().run(batch)
+
+    model = Stalling(measured_run_s=0.00001)
+    async with running(model, clock=lambda: now_s) as scheduler:
+        for _ in range(1000):
+            scheduler.run_at_once(rows_of(1.0), 1, now_s, "r")
+        assert scheduler.place == "direct"
+
+
+@async_test
 async def test_only_models_that_are_tiny_enough_run_at_once() -> None:
     async with running(DoublingModel(measured_run_s=0.0005)) as scheduler:
         assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is None

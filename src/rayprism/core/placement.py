@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["DIRECT_LIMIT_S", "INLINE_LIMIT_S", "SLOW_BATCH_S", "Place", "Placement"]
+__all__ = ["DIRECT_LIMIT_S", "INLINE_LIMIT_S", "Place", "Placement"]
 
 INLINE_LIMIT_S = 0.001
 """A model whose largest batch takes less than this runs on the event loop: handing it to a thread
@@ -14,9 +14,7 @@ DIRECT_LIMIT_S = 0.0001
 """A model whose largest batch takes less than this is cheaper than the queue in front of it: on the
 event loop it is always free, so a request that finds nobody waiting runs at once."""
 
-SLOW_BATCH_S = 5 * INLINE_LIMIT_S
-"""A batch on the event loop that takes longer counts against the model."""
-
+_SLOW_BATCH_S = 5 * INLINE_LIMIT_S
 _LIMIT = 20.0
 _MOST_FOR_ONE = 5.0
 _FORGIVEN_BY_ONE = 0.1
@@ -64,13 +62,13 @@ class Placement:
         Returns:
             Whether the model has to leave the event loop now.
         """
-        if self.place is Place.THREAD or not self._may_leave:
-            return False
-        if run_s <= SLOW_BATCH_S:
+        if run_s <= _SLOW_BATCH_S:
             if self._slowness:
                 self._slowness = max(0.0, self._slowness - _FORGIVEN_BY_ONE)
             return False
-        self._slowness += min(run_s / SLOW_BATCH_S, _MOST_FOR_ONE)
+        if self.place is Place.THREAD or not self._may_leave:
+            return False
+        self._slowness += min(run_s / _SLOW_BATCH_S, _MOST_FOR_ONE)
         if self._slowness < _LIMIT:
             return False
         self.place = Place.THREAD

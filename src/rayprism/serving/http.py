@@ -171,12 +171,13 @@ class ModelApp(AsgiApp):
         return endpoint
 
     def _config(self, model: ServedModel) -> Any:
-        config = model_config(model)
-        error = self._service.config_error
-        if error is not None:
-            # Triton's place for whatever else there is to say of a model.
-            config["parameters"] = {"user_config_error": {"string_value": error}}
-        return config
+        service = self._service
+        # Triton's place for whatever else there is to say of a model.
+        said = {"device": service.device, "execution": str(service.scheduler.place)}
+        if service.config_error is not None:
+            said["user_config_error"] = service.config_error
+        parameters = {name: {"string_value": value} for name, value in said.items()}
+        return {**model_config(model), "parameters": parameters}
 
     def _document(self, operation: str) -> Any:
         known = server_document(operation)

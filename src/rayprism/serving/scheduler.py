@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from rayprism.core.batching import BatchLimits, BatchQueue, Pending, ServiceRate, plan_pieces
-from rayprism.core.placement import SLOW_BATCH_S, Place, Placement
+from rayprism.core.placement import Place, Placement
 from rayprism.core.tensors import (
     Array,
     RaggedAxis,
@@ -121,6 +121,11 @@ class Scheduler:
         self._reserved_rows = 0
         self._backlog = False
         self.reconfigure(limits, execution)
+
+    @property
+    def place(self) -> Place:
+        """Where batches run now."""
+        return self._placement.place
 
     @property
     def inline(self) -> bool:
@@ -269,8 +274,7 @@ class Scheduler:
             raise failure from None
         ended_s = self._clock()
         self._statistics.ran_at_once(rows, began_s - arrival_s, ended_s - began_s)
-        if ended_s - began_s > SLOW_BATCH_S:
-            self._observe_place(rows, ended_s - began_s)
+        self._observe_place(rows, ended_s - began_s)
         return outputs
 
     def _check_room(self, rows: int) -> None:
