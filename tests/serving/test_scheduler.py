@@ -269,7 +269,7 @@ async def test_ragged_requests_are_padded_together_and_cut_apart() -> None:
 @async_test
 async def test_tiny_models_run_on_the_event_loop_and_others_do_not() -> None:
     here = threading.current_thread().name
-    for measured_run_s, inline in ((0.00001, True), (0.0005, True), (0.5, False)):
+    for measured_run_s, inline in ((0.0005, True), (0.5, False)):
         model = DoublingModel(measured_run_s)
         async with running(model) as scheduler:
             assert scheduler.inline is inline
@@ -288,66 +288,6 @@ async def test_requests_of_one_turn_of_the_loop_share_an_inline_batch() -> None:
         answers = await asyncio.gather(*(infer(scheduler, float(i)) for i in range(5)))
         assert [answer["y"][0, 0] for answer in answers] == [0, 2, 4, 6, 8]
         assert [len(batch) for batch in model.batches] == [5]
-
-
-@async_test
-async def test_the_tiniest_models_run_at_once_where_nobody_waits() -> None:
-    model = DoublingModel(measured_run_s=0.00001)
-    statistics = Statistics()
-    async with running(model, statistics=statistics) as scheduler:
-        outputs = scheduler.run_at_once(rows_of(1.0, 2.0), 2, 0.0, "r")
-        assert outputs is not None
-        assert outputs["y"].tolist() == [[2.0], [4.0]]
-        with pytest.raises(ModelFailed):
-            scheduler.run_at_once(rows_of(POISON), 1, 0.0, "r")
-        assert scheduler.run_at_once(rows_of(*range(20)), 20, 0.0, "r") is None, "over a batch"
-        waiting = infer(scheduler, 5.0)
-        await asyncio.sleep(0)
-        assert scheduler.queued_rows == 1
-        assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is None, "somebody waits"
-        await waiting
-    assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is None, "closed"
-    counts = statistics.snapshot()
-    assert counts.inference_count == 3
-    assert counts.execution_count == 2
-    assert counts.success.count == 2
-    assert counts.fail.count == 1
-    assert counts.batch_stats[2].compute_infer.count == 1
-
-
-@async_test
-async def test_nothing_runs_at_once_beside_a_batch_in_the_thread() -> None:
-    model = DoublingModel(measured_run_s=0.00001)
-    async with running(model, execution="thread") as scheduler:
-        blocker = await hold(scheduler, model)
-        scheduler.reconfigure(BatchLimits(8, 100), "auto")
-        assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is None
-        model.gate.set()
-        await blocker
-        assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is not None
-
-
-@async_test
-async def test_stalls_between_requests_that_run_at_once_are_forgiven() -> None:
-    now_s = 0.0
-
-    class Stalling(DoublingModel):
-        def run(self, batch: Tensors) -> Tensors:
-            nonlocal now_s
-            now_s += 0.1 if len(self.batches) % 100 == 0 else 0.00001
-            return super().run(batch)
-
-    model = Stalling(measured_run_s=0.00001)
-    async with running(model, clock=lambda: now_s) as scheduler:
-        for _ in range(1000):
-            scheduler.run_at_once(rows_of(1.0), 1, now_s, "r")
-        assert scheduler.place == "direct"
-
-
-@async_test
-async def test_only_models_that_are_tiny_enough_run_at_once() -> None:
-    async with running(DoublingModel(measured_run_s=0.0005)) as scheduler:
-        assert scheduler.run_at_once(rows_of(1.0), 1, 0.0, "r") is None
 
 
 @async_test
@@ -428,9 +368,7 @@ class FalsyError(Exception):
         return False
 
 
-@pytest.mark.parametrize(
-    "measured_run_s", [0.00001, 0.0005, 1.0], ids=["at once", "inline", "thread"]
-)
+@pytest.mark.parametrize("measured_run_s", [0.0005, 1.0], ids=["inline", "thread"])
 @pytest.mark.parametrize(
     "error",
     [StopIteration(), asyncio.CancelledError(), SystemExit(3), FalsyError(), MemoryError()],

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["DIRECT_LIMIT_S", "INLINE_LIMIT_S", "Place", "Placement"]
+__all__ = ["INLINE_LIMIT_S", "Place", "Placement"]
 
 INLINE_LIMIT_S = 0.001
 """A model whose largest batch takes less than this runs on the event loop: handing it to a thread
 would cost more than it takes. What takes longer would hold up other requests there."""
-
-DIRECT_LIMIT_S = 0.0001
-"""A model whose largest batch takes less than this is cheaper than the queue in front of it: on the
-event loop it is always free, so a request that finds nobody waiting runs at once."""
 
 _SLOW_BATCH_S = 5 * INLINE_LIMIT_S
 _LIMIT = 20.0
@@ -23,10 +19,8 @@ _FORGIVEN_BY_ONE = 0.1
 class Place(StrEnum):
     """Where a batch runs."""
 
-    DIRECT = "direct"
-    """On the event loop, at once where nobody waits."""
     INLINE = "inline"
-    """On the event loop, after what else arrives in the same turn."""
+    """On the event loop, together with what else arrives in the same turn of it."""
     THREAD = "thread"
     """In the model's thread."""
 
@@ -41,20 +35,13 @@ class Placement:
     Args:
         execution: `inline` or `thread` to fix it, `auto` to go by the measurement.
         measured_run_s: How long the largest batch takes.
-        may_wait: Whether requests may have to wait for others: for company, or to be put beside
-            requests of like length. Then none runs at once.
     """
 
-    def __init__(self, execution: str, measured_run_s: float, *, may_wait: bool) -> None:
+    def __init__(self, execution: str, measured_run_s: float) -> None:
         self._may_leave = execution == "auto"
         self._slowness = 0.0
         inline = execution == "inline" or (self._may_leave and measured_run_s < INLINE_LIMIT_S)
-        if not inline:
-            self.place = Place.THREAD
-        elif measured_run_s < DIRECT_LIMIT_S and not may_wait:
-            self.place = Place.DIRECT
-        else:
-            self.place = Place.INLINE
+        self.place = Place.INLINE if inline else Place.THREAD
 
     def observe(self, run_s: float) -> bool:
         """Takes one batch into account.

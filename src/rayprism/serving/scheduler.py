@@ -130,7 +130,7 @@ class Scheduler:
     @property
     def inline(self) -> bool:
         """Whether batches run on the event loop."""
-        return self._placement.place is not Place.THREAD
+        return self._placement.place is Place.INLINE
 
     @property
     def queued_rows(self) -> int:
@@ -140,11 +140,7 @@ class Scheduler:
     def reconfigure(self, limits: BatchLimits, execution: Execution) -> None:
         """Takes new bounds; what waits is kept."""
         self._queue.limits = limits
-        self._placement = Placement(
-            execution,
-            self._measured_run_s,
-            may_wait=bool(self._ragged) or limits.max_delay_s > 0,
-        )
+        self._placement = Placement(execution, self._measured_run_s)
         self._schedule_pump()
 
     @property
@@ -245,37 +241,6 @@ class Scheduler:
         for pending in self._queue.drain():
             self._fail(pending, NotReady("this replica is shutting down"))
         await asyncio.to_thread(self._executor.shutdown, True)
-
-    def run_at_once(
-        self, tensors: Tensors, rows: int, arrival_s: float, request_id: str
-    ) -> Tensors | None:
-        """Runs one request right here, where the model is tiny and nobody waits.
-
-        Returns:
-            The outputs; None where the request has to go through `infer`.
-
-        Raises:
-            ModelFailed, RequestError: As `infer`.
-        """
-        if (
-            self._placement.place is not Place.DIRECT
-            or rows > self._queue.limits.max_rows
-            or self._running
-            or len(self._queue)
-            or self._closed
-        ):
-            return None
-        began_s = self._clock()
-        try:
-            outputs = self._model.run(tensors)
-        except BaseException as error:
-            failure = self._failure(error, request_id)
-            self._statistics.failed(failure.code, self._clock() - arrival_s)
-            raise failure from None
-        ended_s = self._clock()
-        self._statistics.ran_at_once(rows, began_s - arrival_s, ended_s - began_s)
-        self._observe_place(rows, ended_s - began_s)
-        return outputs
 
     def _check_room(self, rows: int) -> None:
         if self._closed:
@@ -409,9 +374,6 @@ class Scheduler:
         run_s = sum(times)
         self._rate.observe(rows, run_s)
         self._statistics.batch(rows, times)
-        self._observe_place(rows, run_s)
-
-    def _observe_place(self, rows: int, run_s: float) -> None:
         if self._placement.observe(run_s):
             self._measured_run_s = run_s  # what it was while warming up is refuted
             logger.warning(

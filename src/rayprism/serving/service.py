@@ -161,16 +161,14 @@ class ModelService:
         if self._preparer is not None:
             with scheduler.reserve(rows), self._counted(arrival_s):
                 tensors = await self._prepare(self._preparer, tensors, timeout_s, request_id)
-        outputs = scheduler.run_at_once(tensors, rows, arrival_s, request_id)
-        if outputs is None:
-            outputs = await scheduler.infer(
-                tensors,
-                rows,
-                timeout_s=timeout_s,
-                priority=priority,
-                request_id=request_id,
-                arrival_s=arrival_s,
-            )
+        outputs = await scheduler.infer(
+            tensors,
+            rows,
+            timeout_s=timeout_s,
+            priority=priority,
+            request_id=request_id,
+            arrival_s=arrival_s,
+        )
         return {name: outputs[name] for name in names} if request.outputs else outputs
 
     def _priority(self, asked: int, config: UserConfig) -> int:

@@ -51,21 +51,6 @@ class Statistics:
         sums.add(times)
         self._last_s = time.time()
 
-    def ran_at_once(self, rows: int, queue_s: float, infer_s: float) -> None:
-        """One request was a batch of its own: `batch` and `served` in one, for the fastest path."""
-        self._rows += rows
-        self._batches += 1
-        sums = self._by_rows.get(rows)
-        if sums is None:
-            sums = self._by_rows[rows] = _BatchSums()
-        sums.count += 1
-        sums.infer_s += infer_s
-        self._queue.count += 1
-        self._queue.seconds += queue_s
-        self._served.count += 1
-        self._served.seconds += queue_s + infer_s
-        self._last_s = time.time()
-
     def snapshot(self) -> ModelStatistics:
         """The counts of this moment."""
         total = _BatchSums()
