@@ -75,6 +75,7 @@ check: $(VENV)/.dev ## Lint, types, import rules, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m rayprism.protocol.grpc_build --check
+	$(BIN)/python -m bench.readme --check
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -674,7 +674,9 @@ async def test_a_faulty_user_config_changes_nothing(tiny: ModelVersion) -> None:
         assert told == service.config_error
         assert service.reconfigure({"max_queue_rows": 9})
         assert service.config_error is None
-        assert "parameters" not in (await client.get("/v2/models/tiny/config")).json()
+        parameters = (await client.get("/v2/models/tiny/config")).json()["parameters"]
+        assert parameters.keys() == {"device", "execution"}
+        assert parameters["execution"]["string_value"] == service.scheduler.place
 
 
 @async_test
