@@ -50,8 +50,8 @@ ARGS_FAULTS: list[tuple[Any, str, str]] = [
     ({**FINE, "version": 0}, "version", "greater than or equal to 1"),
     ({**FINE, "version": -1}, "version", "greater than or equal to 1"),
     ({**FINE, "version": "0"}, "version", "greater than or equal to 1"),
-    ({**FINE, "version": True}, "version", "valid integer; got True"),
-    ({**FINE, "version": 1.0}, "version", "valid integer; got 1.0"),
+    ({**FINE, "version": True}, "version", "whole number from 1"),
+    ({**FINE, "version": 1.0}, "version", "whole number from 1"),
     ({**FINE, "version": "latest"}, "version", "'latest'"),
     ({**FINE, "version": "1.0"}, "version", "'1.0'"),
     ({**FINE, "version": " 1"}, "version", "' 1'"),
@@ -98,7 +98,7 @@ NUMBERS += ["priority_levels", "default_priority"]
 
 CONFIG_FAULTS: list[tuple[Any, str, str]] = [
     *(({name: 0}, name, "greater than or equal to 1") for name in NUMBERS),
-    *(({name: True}, name, "valid integer; got True") for name in NUMBERS),
+    *(({name: True}, name, "whole number from 1") for name in NUMBERS),
     *(({name: "2000"}, name, "valid integer; got '2000'") for name in NUMBERS),
     *(({name: 2000.0}, name, "valid integer; got 2000.0") for name in NUMBERS),
     *(({name: [1]}, name, "valid integer; got [1]") for name in NUMBERS),

@@ -74,6 +74,8 @@ class ModelArgs(_Settings):
     @field_validator("version", mode="before")
     @classmethod
     def _from_digits(cls, value: Any) -> Any:
+        if isinstance(value, (bool, float)):
+            raise ValueError('a whole number from 1, as in "3"')
         # People write both 3 and "3", and mean the same.
         return (
             int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
