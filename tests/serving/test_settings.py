@@ -98,7 +98,7 @@ NUMBERS += ["priority_levels", "default_priority"]
 
 CONFIG_FAULTS: list[tuple[Any, str, str]] = [
     *(({name: 0}, name, "greater than or equal to 1") for name in NUMBERS),
-    *(({name: True}, name, "whole number from 1") for name in NUMBERS),
+    *(({name: True}, name, "valid integer; got True") for name in NUMBERS),
     *(({name: "2000"}, name, "valid integer; got '2000'") for name in NUMBERS),
     *(({name: 2000.0}, name, "valid integer; got 2000.0") for name in NUMBERS),
     *(({name: [1]}, name, "valid integer; got [1]") for name in NUMBERS),
