@@ -765,3 +765,11 @@ def test_a_service_leaves_no_thread_behind(prepared: ModelVersion) -> None:
     for thread in set(threading.enumerate()) - before:
         thread.join(5)  # closing does not wait for the one that prepares
         assert not thread.is_alive(), thread.name
+
+
+@async_test
+async def test_code_of_its_own_never_runs_on_the_event_loop_by_itself(pairs: ModelVersion) -> None:
+    async with running(pairs) as (service, _, _):
+        assert service.scheduler.place == "thread", "however fast it was while warming up"
+    async with running(pairs, execution="inline") as (service, _, _):
+        assert service.scheduler.place == "inline", "unless the operator says so"

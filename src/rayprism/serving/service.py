@@ -103,7 +103,11 @@ class ModelService:
         return self._scheduler
 
     def _execution(self, config: UserConfig) -> Execution:
-        return config.execution or self.manifest.batching.execution
+        execution = config.execution or self.manifest.batching.execution
+        if execution == "auto" and self.manifest.runs_code:
+            # How long Python code takes, or waits, for other inputs no warm-up can show.
+            return "thread"
+        return execution
 
     def reconfigure(self, raw: Mapping[str, Any] | None) -> bool:
         """Takes a new `user_config`; a faulty one is refused, and the last good one kept.
