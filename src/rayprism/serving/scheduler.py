@@ -130,7 +130,7 @@ class Scheduler:
     @property
     def inline(self) -> bool:
         """Whether batches run on the event loop."""
-        return self._placement.place is Place.INLINE
+        return self.place is Place.INLINE
 
     @property
     def queued_rows(self) -> int:
@@ -341,9 +341,7 @@ class Scheduler:
         return shares, (joined_s - began_s, ran_s - joined_s, clock() - ran_s)
 
     def _share_out(self, batch: tuple[Pending, ...], outputs: Tensors) -> list[Tensors]:
-        if not self._batched:
-            return [outputs]
-        if len(batch) == 1:
+        if not self._batched or len(batch) == 1:
             return [outputs]
         shares, start = [], 0
         for pending in batch:

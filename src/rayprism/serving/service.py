@@ -76,7 +76,6 @@ class ModelService:
         """Why the newest `user_config` is not in force; None where it is."""
         self.statistics = Statistics()
         self._model = model
-        self._input_names = [spec.name for spec in self.manifest.inputs]
         self._output_names = self.manifest.output_names
         self._batched = self.manifest.batching.batched
         self._loop = asyncio.get_running_loop()
@@ -159,9 +158,6 @@ class ModelService:
         names = select_outputs(request, self._output_names) if request.outputs else ()
         tensors = request.tensors
         rows = check_inputs(self.manifest.inputs, tensors, batched=self._batched)
-        if len(tensors) > 1:
-            # Requests that name their inputs in another order can share a batch, too.
-            tensors = {name: tensors[name] for name in self._input_names}
         if self._preparer is not None:
             with scheduler.reserve(rows), self._counted(arrival_s):
                 tensors = await self._prepare(self._preparer, tensors, timeout_s, request_id)
