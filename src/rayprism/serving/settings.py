@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from rayprism.core.tensors import suggest
 from rayprism.errors import ConfigInvalid, Fault
@@ -20,7 +28,11 @@ from rayprism.models.manifest import faults_of, is_model_name
 __all__ = [
     "DEPLOYMENT_NAME",
     "REPOSITORY_VARIABLE",
+    "Candidate",
     "ModelArgs",
+    "Shadow",
+    "Sticky",
+    "TrafficConfig",
     "UserConfig",
     "parse_args",
     "parse_user_config",
@@ -33,14 +45,24 @@ REPOSITORY_VARIABLE = "RAYPRISM_REPOSITORY"
 """Environment variable of the cluster that names the repository where `args` does not."""
 
 
-_T = TypeVar("_T", bound=BaseModel)
-
-
 class _Settings(BaseModel):
     # Strict: YAML has types of its own, and `true` for a number or "no" for a flag is a mistake.
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=()
     )
+
+
+def _version_from_digits(value: Any) -> Any:
+    if isinstance(value, (bool, float)):
+        raise ValueError('a whole number from 1, as in "3"')
+    # People write both 3 and "3", and mean the same.
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+_Version = Annotated[int, Field(ge=1), BeforeValidator(_version_from_digits)]
+
+
+_T = TypeVar("_T", bound=_Settings)
 
 
 class ModelArgs(_Settings):
@@ -56,7 +78,7 @@ class ModelArgs(_Settings):
     """
 
     model: str
-    version: Annotated[int, Field(ge=1)]
+    version: _Version
     repository: str | None = None
     allow_code: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -70,16 +92,6 @@ class ModelArgs(_Settings):
                 "starting with a letter or digit, no '..'"
             )
         return value
-
-    @field_validator("version", mode="before")
-    @classmethod
-    def _from_digits(cls, value: Any) -> Any:
-        if isinstance(value, (bool, float)):
-            raise ValueError('a whole number from 1, as in "3"')
-        # People write both 3 and "3", and mean the same.
-        return (
-            int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-        )
 
     @field_validator("repository")
     @classmethod
@@ -114,6 +126,103 @@ class ModelArgs(_Settings):
         return Path(value)
 
 
+def _hundredths(value: float) -> float:
+    if abs(value * 100 - round(value * 100)) > 1e-6:
+        raise ValueError("a percentage with at most two decimals, as in 0.25")
+    return value
+
+
+_Percent = Annotated[float, Field(ge=0, le=100), AfterValidator(_hundredths)]
+
+
+class Candidate(_Settings):
+    """A version that gets a share of the requests.
+
+    Args:
+        version: Of the same model; an application of its own serves it.
+        weight: Percent, with at most two decimals.
+        allow_signature_change: Whether its inputs and outputs may differ from the stable
+            version's.
+    """
+
+    version: _Version
+    weight: _Percent
+    allow_signature_change: bool = False
+
+    @property
+    def slots(self) -> int:
+        """The weight in hundredths of a percent."""
+        return round(self.weight * 100)
+
+
+class Sticky(_Settings):
+    """What keeps one user at one version.
+
+    Args:
+        header: Name of an HTTP header, or of a key of gRPC metadata. Requests without it are drawn
+            on their own.
+    """
+
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$")]
+
+
+class Shadow(_Settings):
+    """A version that gets copies of requests; nobody sees its answers.
+
+    Args:
+        version: Of the same model; an application of its own serves it.
+        sample: Percent of the requests that the stable version answers.
+        allow_signature_change: As for candidates.
+    """
+
+    version: _Version
+    sample: _Percent
+    allow_signature_change: bool = False
+
+
+class TrafficConfig(_Settings):
+    """`user_config.traffic` of the stable application: who else gets its requests.
+
+    Args:
+        candidates: Versions that answer a share of the requests.
+        sticky: How requests of one user are recognised.
+        shadow: Versions that get copies.
+        candidate_timeout_s: How long a candidate may take before the stable version answers
+            instead; by default half of what the request allows.
+        max_shadow_requests: Copies that may wait or be on their way, in each replica.
+        max_shadow_bytes: Of their bodies, together.
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+    sticky: Sticky | None = None
+    shadow: tuple[Shadow, ...] = ()
+    candidate_timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    max_shadow_requests: Annotated[int, Field(ge=1, le=10_000)] = 32
+    max_shadow_bytes: Annotated[int, Field(ge=1024, le=2**40)] = 32 * 1024 * 1024
+
+    @field_validator("candidates", "shadow", mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("candidates", "shadow")
+    @classmethod
+    def _once_each(cls, value: tuple[Candidate | Shadow, ...]) -> Any:
+        versions = [item.version for item in value]
+        twice = sorted({version for version in versions if versions.count(version) > 1})
+        if twice:
+            raise ValueError(f"version {twice[0]} is given twice")
+        return value
+
+    @field_validator("candidates")
+    @classmethod
+    def _at_most_all(cls, value: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        total = sum(candidate.slots for candidate in value)
+        if total > 10_000:
+            raise ValueError(f"the weights are {total / 100:g} % together, allowed are 100")
+        return value
+
+
 class UserConfig(_Settings):
     """`user_config` of the deployment `model`: what may change while it runs.
 
@@ -128,6 +237,7 @@ class UserConfig(_Settings):
         priority_levels: Priorities run from 1 (first) to this.
         default_priority: For requests that name none.
         execution: `inline`, `thread` or `auto`; by default the manifest's.
+        traffic: Which other versions get requests of this one's address.
     """
 
     max_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -139,6 +249,7 @@ class UserConfig(_Settings):
     priority_levels: Annotated[int, Field(ge=1, le=100)] = 3
     default_priority: Annotated[int, Field(ge=1, le=100)] = 2
     execution: Literal["auto", "inline", "thread"] | None = None
+    traffic: TrafficConfig | None = None
 
     @field_validator("default_priority")
     @classmethod
@@ -173,15 +284,24 @@ def _parse(kind: type[_T], raw: Any, source: str, prefix: str) -> _T:
     try:
         return kind.model_validate(dict(raw))
     except ValidationError as error:
-        known = list(kind.model_fields)
-        faults = [
-            Fault(
-                fault.path,
-                f"unknown key.{suggest(fault.path.rsplit('.', 1)[-1], known)} "
-                f"Allowed: {', '.join(known)}",
-            )
-            if fault.message == "unknown key"
-            else fault
-            for fault in faults_of(error, prefix)
-        ]
-        raise ConfigInvalid(source, faults) from None
+        raise ConfigInvalid(
+            source, [_with_known_keys(kind, fault) for fault in faults_of(error, prefix)]
+        ) from None
+
+
+_NESTED: dict[str, type[_Settings]] = {
+    "traffic": TrafficConfig,
+    "candidates": Candidate,
+    "sticky": Sticky,
+    "shadow": Shadow,
+}
+
+
+def _with_known_keys(kind: type[_Settings], fault: Fault) -> Fault:
+    if fault.message != "unknown key":
+        return fault
+    parent, _, key = fault.path.rpartition(".")
+    known = list(_NESTED.get(parent.rpartition(".")[2].partition("[")[0], kind).model_fields)
+    return Fault(
+        fault.path, f"unknown key.{suggest(key, known)} Allowed: {', '.join(known)}"
+    )
