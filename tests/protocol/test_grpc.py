@@ -229,7 +229,7 @@ FAULTS: list[tuple[Any, str]] = [
     (message(X, raw_input_contents=[b"ab", b""]), "raw_input_contents has 2 entries"),
     (
         message(X, {**X, "name": "y"}, raw_input_contents=[b"ab"]),
-        "raw_input_contents has 1 entries, none for input 'y'",
+        r"raw_input_contents has 1 entries, none for inputs\[1\] \('y'\)",
     ),
     (
         message({**X, "contents": {"int_contents": [1, 2]}}, raw_input_contents=[b"ab"]),

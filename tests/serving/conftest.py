@@ -58,11 +58,18 @@ def write_code(folder: Path, text: str) -> Path:
 class GrpcContext:
     """Stands for Ray's gRPC context: records what a method puts on it."""
 
-    def __init__(self, request_id: str | None = "r-1") -> None:
+    def __init__(self, request_id: str | None = "r-1", **metadata: str) -> None:
         self.code: Any = None
         self.details = ""
         self.trailing: list[tuple[str, str]] = []
         self._request_id = request_id
+        self._metadata = [(key.replace("_", "-"), value) for key, value in metadata.items()]
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return self._metadata
+
+    def trailing_metadata(self) -> list[tuple[str, str]]:
+        return self.trailing
 
     def request_id(self) -> str | None:
         return self._request_id

@@ -31,7 +31,7 @@ from tests.support.models import mlp_example, save_mlp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray 2.60 uses what pydantic has deprecated
-    from rayprism.serving import front
+    from rayprism.serving import controller
     from rayprism.serving.app import build as build_model
     from rayprism.serving.front import FrontApp, FrontDoor, build
 
@@ -650,7 +650,7 @@ def test_the_page_and_the_rpcs_share_one_view() -> None:
 
 @async_test
 async def test_without_serve_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "_get_global_client", lambda: None)
+    monkeypatch.setattr(controller, "_get_global_client", lambda: None)
     _, context = await call(FrontDoor(), "ServerReady", codec.ServerReadyRequest())
     assert context.code == grpc.StatusCode.UNAVAILABLE
 

@@ -271,7 +271,7 @@ def in_serve(monkeypatch: pytest.MonkeyPatch, store: Store) -> dict[str, float]:
     """What Ray tells a replica: the name of its application, and the resources it has."""
     resources = {"CPU": 3.0}
     context = SimpleNamespace(app_name="app")
-    runtime = SimpleNamespace(get_assigned_resources=lambda: resources)
+    runtime = SimpleNamespace(get_assigned_resources=lambda: resources, get_node_id=lambda: "node")
     monkeypatch.setattr(replica_module.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(replica_module.ray, "get_runtime_context", lambda: runtime)
     return resources

@@ -181,6 +181,7 @@ def test_defaults() -> None:
         "priority_levels": 3,
         "default_priority": 2,
         "execution": None,
+        "traffic": None,
     }
     for nothing in (None, {}):
         assert parse_user_config(nothing).model_dump() == want

@@ -25,18 +25,17 @@ def signature_differences(stable: Manifest, other: Manifest) -> list[str]:
     ]
 
 
-def _differences(
-    kind: str, stable: Sequence[TensorSpec], other: Sequence[TensorSpec]
-) -> list[str]:
+def _differences(kind: str, stable: Sequence[TensorSpec], other: Sequence[TensorSpec]) -> list[str]:
     before = {spec.name: spec for spec in stable}
     after = {spec.name: spec for spec in other}
     found = [f"{kind} {name!r} is gone" for name in before if name not in after]
     found += [f"{kind} {name!r} is new" for name in after if name not in before]
     for name, spec in before.items():
-        if name in after and after[name] != spec:
+        if name in after and _shown(after[name]) != _shown(spec):
             found.append(f"{kind} {name!r} is {_shown(after[name])}, was {_shown(spec)}")
     return found
 
 
 def _shown(spec: TensorSpec) -> str:
-    return f"{spec.datatype} {list(spec.shape)}"
+    nan = " without NaN" if spec.datatype.is_float and not spec.allow_nan else ""
+    return f"{spec.datatype} {list(spec.shape)}{nan}"

@@ -1,4 +1,4 @@
-"""Checks of single fields of a request, the same for JSON and for gRPC."""
+"""Checks of single fields of a request or an answer, the same for JSON and for gRPC."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from typing import Any
 
 from rayprism.core.tensors import Datatype, suggest
 from rayprism.core.values import describe_value
-from rayprism.errors import InvalidInput, Unsupported
+from rayprism.errors import InvalidInput, RequestError, Unsupported
 from rayprism.protocol.messages import InferRequest
 
 __all__ = [
     "MAX_TENSORS",
+    "about_output",
     "apply_parameters",
     "check_count",
     "check_id",
+    "check_model_name",
     "check_name",
     "check_output_parameters",
     "check_shape",
+    "check_version",
     "parse_datatype",
     "refuse_shared_memory",
+    "timeout_s_or_none",
 ]
 
 MAX_TENSORS = 1024
-"""Inputs, and outputs, that one request may name."""
+"""Inputs, and outputs, that one request may name; outputs that one answer may hold."""
 
 _MAX_NAME = 256
 _MAX_ID = 1024
@@ -54,6 +58,31 @@ def check_id(value: Any) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise InvalidInput("id holds half of a surrogate pair, allowed is Unicode") from None
+    return value
+
+
+def check_model_name(value: Any) -> str:
+    """The name of the model that an answer says it is from.
+
+    Raises:
+        InvalidInput: Missing, empty, or not a string.
+    """
+    if type(value) is not str or not value:
+        given = _given(None if value == "" else value)
+        raise InvalidInput(f"model_name is {given}, allowed is a model's name")
+    return value
+
+
+def check_version(value: Any) -> str:
+    """The version that an answer says it is from; null means that it does not say.
+
+    Raises:
+        InvalidInput: Not a string.
+    """
+    if value is None:
+        return ""
+    if type(value) is not str:
+        raise InvalidInput(f"model_version is {describe_value(value)}, allowed is a string")
     return value
 
 
@@ -140,7 +169,7 @@ def refuse_shared_memory(where: str, parameters: Collection[str]) -> None:
         if name in parameters:
             raise Unsupported(
                 f"{where}.parameters.{name}: rayprism does not offer shared memory; "
-                "send the tensor in the request"
+                "send the tensor itself"
             )
 
 
@@ -190,8 +219,7 @@ def apply_parameters(request: InferRequest, parameters: Mapping[str, Any]) -> No
                 raise _wrong_parameter(name, value, "true or false")
             request.binary_by_default = value
         elif name == "timeout":
-            timeout_us = _whole_number(name, value, "microseconds from 0")
-            request.timeout_s = timeout_us / 1e6 if timeout_us else None
+            request.timeout_s = _timeout_s(value)
         elif name == "priority":
             request.priority = _whole_number(name, value, "from 0")
         elif name in ("sequence_id", "sequence_start", "sequence_end"):
@@ -204,6 +232,30 @@ def apply_parameters(request: InferRequest, parameters: Mapping[str, Any]) -> No
             request.parameters[name] = value
         else:
             raise _wrong_parameter(name, value, "a string, a number, true or false")
+
+
+def timeout_s_or_none(value: Any) -> float | None:
+    """The parameter `timeout` of a request in seconds; None where it means none, or is faulty."""
+    try:
+        return _timeout_s(value)
+    except InvalidInput:
+        return None
+
+
+def about_output(error: RequestError) -> InvalidInput:
+    """What is wrong with an answer, from what the decoders that it shares with requests say.
+
+    Those speak of inputs, and some faults are a request's own kind, which no answer has.
+    """
+    message = str(error)
+    if message.startswith("input "):
+        message = f"output {message.removeprefix('input ')}"
+    return InvalidInput(message)
+
+
+def _timeout_s(value: Any) -> float | None:
+    timeout_us = _whole_number("timeout", value, "microseconds from 0")
+    return timeout_us / 1e6 if timeout_us else None
 
 
 def _whole_number(name: str, value: Any, allowed: str) -> int:

@@ -7,24 +7,28 @@ read and which need no copy element by element.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 
 from rayprism.core.tensors import Array, Datatype, Tensors, numpy_dtype
-from rayprism.errors import InvalidInput
+from rayprism.errors import InvalidInput, RequestError
 from rayprism.protocol import metadata
 from rayprism.protocol.fields import (
     MAX_TENSORS,
+    about_output,
     apply_parameters,
     check_count,
     check_id,
+    check_model_name,
     check_name,
     check_output_parameters,
     check_shape,
     parse_datatype,
     refuse_shared_memory,
+    timeout_s_or_none,
 )
 from rayprism.protocol.grpc_messages import (
     InferParameter,
@@ -54,7 +58,7 @@ from rayprism.protocol.grpc_messages import (
     ServerReadyResponse,
     add_GRPCInferenceServiceServicer_to_server,
 )
-from rayprism.protocol.messages import InferRequest, RequestedOutput
+from rayprism.protocol.messages import InferRequest, InferResponse, RequestedOutput
 from rayprism.protocol.metadata import ModelState, ModelStatistics, ServedModel
 from rayprism.protocol.raw import array_from_raw, output_array, raw_from_array
 from rayprism.protocol.select import select_outputs
@@ -87,11 +91,14 @@ __all__ = [
     "ServerReadyResponse",
     "add_GRPCInferenceServiceServicer_to_server",
     "decode_infer_request_grpc",
+    "decode_infer_response_grpc",
     "encode_infer_response_grpc",
     "model_config_grpc",
     "model_metadata_grpc",
     "model_statistics_grpc",
+    "parse_infer_response",
     "repository_index_grpc",
+    "request_timeout_s_grpc",
     "server_metadata_grpc",
 ]
 
@@ -131,63 +138,66 @@ def decode_infer_request_grpc(message: Any) -> InferRequest:
         apply_parameters(request, _plain_parameters("parameters", message.parameters))
         # Answers over gRPC are always raw.
         request.binary_by_default = False
-    inputs, raw = message.inputs, message.raw_input_contents
-    if not inputs:
+    if not message.inputs:
         raise InvalidInput("inputs is empty, allowed is at least one tensor")
-    if len(inputs) > MAX_TENSORS:
-        raise InvalidInput(f"inputs has {len(inputs)} items, allowed are at most {MAX_TENSORS}")
-    tensors = request.tensors
-    for index, item in enumerate(inputs):
-        where = f"inputs[{index}]"
-        name = check_name(where, item.name, tensors)
-        datatype = parse_datatype(where, item.datatype)
-        shape = check_shape(where, list(item.shape))
-        if item.parameters:
-            refuse_shared_memory(where, item.parameters)
-        if raw:
-            tensors[name] = _from_raw(where, name, datatype, shape, item, raw, index)
-        else:
-            tensors[name] = _from_contents(where, name, datatype, shape, item.contents)
-    if raw and len(raw) != len(inputs):
-        raise InvalidInput(
-            f"raw_input_contents has {len(raw)} entries, allowed is one for each of the "
-            f"{len(inputs)} inputs, or none at all"
-        )
+    request.tensors = _decode_tensors(
+        "inputs", message.inputs, "raw_input_contents", message.raw_input_contents
+    )
     if message.outputs:
         request.outputs = _decode_outputs(message.outputs)
     return request
 
 
-def _from_raw(
+def _decode_tensors(
+    field: Literal["inputs", "outputs"],
+    items: Sequence[Any],
+    raw_field: str,
+    raw: Sequence[bytes],
+) -> Tensors:
+    if len(items) > MAX_TENSORS:
+        raise InvalidInput(f"{field} has {len(items)} items, allowed are at most {MAX_TENSORS}")
+    tensors: Tensors = {}
+    for index, item in enumerate(items):
+        where = f"{field}[{index}]"
+        name = check_name(where, item.name, tensors)
+        datatype = parse_datatype(where, item.datatype)
+        shape = check_shape(where, list(item.shape))
+        if item.parameters:
+            refuse_shared_memory(where, item.parameters)
+        if not raw:
+            tensors[name] = _from_contents(where, name, datatype, shape, item.contents, raw_field)
+            continue
+        if item.HasField("contents"):
+            raise InvalidInput(
+                f"{where}.contents is given, and so is {raw_field}, allowed is one of them"
+            )
+        if index >= len(raw):
+            raise InvalidInput(
+                f"{raw_field} has {len(raw)} entries, none for {where} ({name!r}): allowed is one "
+                f"for each of the {field}, or none at all"
+            )
+        content = raw[index]
+        tensors[name] = array_from_raw(name, datatype, shape, content, 0, len(content))
+    if raw and len(raw) != len(items):
+        raise InvalidInput(
+            f"{raw_field} has {len(raw)} entries, allowed is one for each of the "
+            f"{len(items)} {field}, or none at all"
+        )
+    return tensors
+
+
+def _from_contents(
     where: str,
     name: str,
     datatype: Datatype,
     shape: tuple[int, ...],
-    item: Any,
-    raw: Sequence[bytes],
-    index: int,
-) -> Array:
-    if item.HasField("contents"):
-        raise InvalidInput(
-            f"{where}.contents is given, and so is raw_input_contents, allowed is one of them"
-        )
-    if index >= len(raw):
-        raise InvalidInput(
-            f"raw_input_contents has {len(raw)} entries, none for input {name!r}: allowed is one "
-            "for each input, or none at all"
-        )
-    content = raw[index]
-    return array_from_raw(name, datatype, shape, content, 0, len(content))
-
-
-def _from_contents(
-    where: str, name: str, datatype: Datatype, shape: tuple[int, ...], contents: Any
+    contents: Any,
+    raw_field: str,
 ) -> Array:
     field = _CONTENTS.get(datatype)
     if field is None:
         raise InvalidInput(
-            f"input {name!r}: {datatype} has no field in {where}.contents, "
-            "allowed is raw_input_contents"
+            f"input {name!r}: {datatype} has no field in {where}.contents, allowed is {raw_field}"
         )
     wrong = [given.name for given, _ in contents.ListFields() if given.name != field]
     if wrong:
@@ -249,6 +259,20 @@ def _decode_outputs(outputs: Sequence[Any]) -> tuple[RequestedOutput, ...]:
     return tuple(wanted.values())
 
 
+def request_timeout_s_grpc(message: Any) -> float | None:
+    """The time that a `ModelInferRequest` allows, in seconds, without a look at its tensors.
+
+    None where it names none, or a faulty one: `decode_infer_request_grpc` complains of that where
+    the request is answered.
+    """
+    # Asking a map of messages for a key that it lacks would add the key to the request.
+    if "timeout" not in message.parameters:
+        return None
+    value = message.parameters["timeout"]
+    choice = value.WhichOneof("parameter_choice")
+    return None if choice is None else timeout_s_or_none(getattr(value, choice))
+
+
 def encode_infer_response_grpc(
     model: str, version: str, request: InferRequest, outputs: Tensors
 ) -> Any:
@@ -272,6 +296,41 @@ def encode_infer_response_grpc(
         contents.append(raw_from_array(name, datatype, array))
     answer.raw_output_contents.extend(contents)
     return answer
+
+
+def parse_infer_response(data: bytes) -> Any:
+    """A `ModelInferResponse` from its bytes on the wire.
+
+    Raises:
+        InvalidInput: They are not one.
+    """
+    try:
+        return ModelInferResponse.FromString(data)
+    except DecodeError:
+        raise InvalidInput(
+            f"{len(data)} bytes are not a ModelInferResponse: protobuf cannot read them"
+        ) from None
+
+
+def decode_infer_response_grpc(message: Any) -> InferResponse:
+    """Decodes a ModelInferResponse, with raw contents or typed ones.
+
+    Args:
+        message: A `ModelInferResponse`. Raw contents become read-only views of its bytes where
+            they can.
+
+    Raises:
+        InvalidInput: It is malformed.
+    """
+    try:
+        model = check_model_name(message.model_name)
+        request_id = check_id(message.id)
+        outputs = _decode_tensors(
+            "outputs", message.outputs, "raw_output_contents", message.raw_output_contents
+        )
+    except RequestError as error:
+        raise about_output(error) from None
+    return InferResponse(model, message.model_version, request_id, outputs)
 
 
 def _parsed(kind: Callable[[], Any], plain: Any) -> Any:

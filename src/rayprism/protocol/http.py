@@ -5,33 +5,38 @@ Source: Open Inference Protocol v2, "HTTP/REST"; Triton's binary tensor data ext
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import orjson
 
 from rayprism.core.tensors import Array, Datatype, Tensors, suggest
-from rayprism.core.values import array_from_values, describe_value
-from rayprism.errors import InvalidInput, ModelFailed, Unsupported
+from rayprism.core.values import describe_value
+from rayprism.errors import InvalidInput, ModelFailed, RequestError, Unsupported
+from rayprism.protocol.body import LENGTH_HEADER, check_object, decode_tensors, parse_body
 from rayprism.protocol.fields import (
     MAX_TENSORS,
+    about_output,
     apply_parameters,
-    check_count,
     check_id,
+    check_model_name,
     check_name,
     check_output_parameters,
-    check_shape,
-    parse_datatype,
-    refuse_shared_memory,
+    check_version,
+    timeout_s_or_none,
 )
-from rayprism.protocol.messages import InferRequest, RequestedOutput
-from rayprism.protocol.raw import array_from_raw, output_array, output_elements, raw_from_array
+from rayprism.protocol.messages import InferRequest, InferResponse, RequestedOutput
+from rayprism.protocol.raw import output_array, output_elements, raw_from_array
 from rayprism.protocol.select import select_outputs
 
-__all__ = ["decode_infer_request", "encode_infer_response", "select_outputs"]
+__all__ = [
+    "decode_infer_request",
+    "decode_infer_response",
+    "encode_infer_response",
+    "request_timeout_s",
+    "select_outputs",
+]
 
-_HEADER = "Inference-Header-Content-Length"
 _VIEW_FROM_BYTES = 64 * 1024
 """Outputs from this size are copied once, straight into the body; below, a view costs more."""
 _TOP_LEVEL = ("id", "inputs", "outputs", "parameters")
@@ -55,113 +60,24 @@ def decode_infer_request(
         InvalidInput: The request is malformed; names the field, what was got, what is allowed.
         Unsupported: It uses an extension that rayprism does not offer.
     """
-    if header_length is None:
-        document = _parse_json(body, whole=True)
-    else:
-        _check_header_length(header_length, len(body))
-        document = _parse_json(memoryview(body)[:header_length], whole=False)
-    if type(document) is not dict:
-        raise InvalidInput(f"the body is {describe_value(document)}, allowed is a JSON object")
+    if header_length == 0:
+        raise Unsupported(
+            f"header {LENGTH_HEADER} is 0: rayprism does not offer raw binary requests without "
+            "JSON; send the inputs' names, datatypes and shapes as JSON before the binary tensors"
+        )
+    document = parse_body(body, header_length)
     request = InferRequest({}, check_id(document.get("id")))
     parameters = document.get("parameters")
     if parameters is not None:
-        apply_parameters(request, _check_object("parameters", parameters))
-    _decode_inputs(request.tensors, document, body, header_length)
+        apply_parameters(request, check_object("parameters", parameters))
+    inputs = document.get("inputs")
+    if type(inputs) is not list or not inputs:
+        raise _wrong_inputs(inputs, document)
+    request.tensors = decode_tensors("inputs", inputs, body, header_length)
     outputs = document.get("outputs")
     if outputs is not None:
         request.outputs = _decode_outputs(outputs, request.binary_by_default)
     return request
-
-
-def _check_header_length(header_length: int, body_bytes: int) -> None:
-    if header_length == 0:
-        raise Unsupported(
-            f"header {_HEADER} is 0: rayprism does not offer raw binary requests without JSON; "
-            "send the inputs' names, datatypes and shapes as JSON before the binary tensors"
-        )
-    if not 0 < header_length <= body_bytes:
-        raise InvalidInput(
-            f"header {_HEADER} is {header_length}, allowed is the length of the JSON, "
-            f"1 to {body_bytes} in a body of {body_bytes} bytes"
-        )
-
-
-def _parse_json(text: bytes | memoryview, *, whole: bool) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        pass
-    if not text:
-        raise InvalidInput("the body is empty, allowed is a JSON object")
-    # Python's own parser also takes NaN and Infinity, which Python clients send.
-    hint = f". Binary tensors behind JSON need the header {_HEADER}" if whole else ""
-    try:
-        return json.loads(bytes(text).decode())
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            hint = ""
-        raise InvalidInput(
-            f"the JSON is malformed: {error.msg} at line {error.lineno} column {error.colno} "
-            f"(character {error.pos}){hint}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"the JSON is malformed: byte {error.start} is not UTF-8 ({error.reason}){hint}"
-        ) from None
-    except RecursionError:
-        raise InvalidInput("the JSON is malformed: it is nested too deeply") from None
-    except ValueError:
-        raise InvalidInput("the JSON is malformed: a number has too many digits") from None
-
-
-def _check_object(where: str, value: Any) -> dict[str, Any]:
-    if type(value) is not dict:
-        raise InvalidInput(f"{where} is {describe_value(value)}, allowed is an object")
-    return value
-
-
-def _decode_inputs(
-    tensors: Tensors,
-    document: dict[str, Any],
-    body: bytes | memoryview,
-    header_length: int | None,
-) -> None:
-    inputs = document.get("inputs")
-    if type(inputs) is not list or not inputs:
-        raise _wrong_inputs(inputs, document)
-    if len(inputs) > MAX_TENSORS:
-        raise InvalidInput(f"inputs has {len(inputs)} items, allowed are at most {MAX_TENSORS}")
-    position = header_length
-    for index, item in enumerate(inputs):
-        where = f"inputs[{index}]"
-        if type(item) is not dict:
-            raise InvalidInput(f"{where} is {describe_value(item)}, allowed is an object")
-        name = check_name(where, item.get("name"), tensors)
-        datatype = parse_datatype(where, item.get("datatype"))
-        shape = check_shape(where, item.get("shape"))
-        size_bytes = None
-        parameters = item.get("parameters")
-        if parameters is not None:
-            refuse_shared_memory(where, _check_object(f"{where}.parameters", parameters))
-            size_bytes = parameters.get("binary_data_size")
-        if size_bytes is not None:
-            position = _check_binary(where, item, size_bytes, position, len(body))
-            tensors[name] = array_from_raw(
-                name, datatype, shape, body, position - size_bytes, position
-            )
-        elif "data" in item:
-            check_count(where, shape)
-            tensors[name] = array_from_values(name, datatype, shape, item["data"])
-        else:
-            raise InvalidInput(
-                f"{where}.data is missing, allowed is a list, or parameters.binary_data_size "
-                "with binary tensor data behind the JSON"
-            )
-    if position is not None and position != len(body):
-        raise InvalidInput(
-            f"{len(body) - position} bytes are left over behind the inputs' binary tensors: "
-            "the sum of their parameters.binary_data_size has to be the rest of the body"
-        )
 
 
 def _wrong_inputs(inputs: Any, document: dict[str, Any]) -> InvalidInput:
@@ -173,26 +89,6 @@ def _wrong_inputs(inputs: Any, document: dict[str, Any]) -> InvalidInput:
         if key not in _TOP_LEVEL and not near:
             near = f" It has {key!r}." if suggest(key[:64], ["inputs"]) else ""
     return InvalidInput(f"inputs is missing, {allowed}.{near}")
-
-
-def _check_binary(
-    where: str, item: dict[str, Any], size_bytes: Any, position: int | None, body_bytes: int
-) -> int:
-    field = f"{where}.parameters.binary_data_size"
-    if type(size_bytes) is not int or size_bytes < 0:
-        raise InvalidInput(
-            f"{field} is {describe_value(size_bytes)}, allowed is a whole number from 0"
-        )
-    if "data" in item:
-        raise InvalidInput(f"{where} has both data and parameters.binary_data_size, allowed is one")
-    if position is None:
-        raise InvalidInput(f"{field} is {size_bytes}, which needs the header {_HEADER}")
-    if size_bytes > body_bytes - position:
-        raise InvalidInput(
-            f"{field} is {describe_value(size_bytes)}, the body has {body_bytes - position} bytes "
-            "left for it"
-        )
-    return position + size_bytes
 
 
 def _decode_outputs(outputs: Any, binary_by_default: bool) -> tuple[RequestedOutput, ...]:
@@ -209,10 +105,32 @@ def _decode_outputs(outputs: Any, binary_by_default: bool) -> tuple[RequestedOut
         binary = binary_by_default
         parameters = item.get("parameters")
         if parameters is not None:
-            _check_object(f"{where}.parameters", parameters)
+            check_object(f"{where}.parameters", parameters)
             binary = check_output_parameters(where, parameters, binary_by_default)
         wanted[name] = RequestedOutput(name, binary)
     return tuple(wanted.values())
+
+
+def request_timeout_s(body: bytes, header_length: int | None = None) -> float | None:
+    """The time that a request allows, in seconds, without a look at its tensors.
+
+    Most requests name none, and those are not even parsed: a key that is written with escapes, as
+    no client does, is overlooked. A fault anywhere counts as none: `decode_infer_request`
+    complains of it where the request is answered.
+
+    Args:
+        body: As for `decode_infer_request`.
+        header_length: Likewise.
+    """
+    if body.find(b'"timeout"', 0, header_length) < 0:
+        return None
+    try:
+        parameters = parse_body(body, header_length).get("parameters")
+    except InvalidInput:
+        return None
+    if type(parameters) is not dict or "timeout" not in parameters:
+        return None
+    return timeout_s_or_none(parameters["timeout"])
 
 
 def encode_infer_response(
@@ -304,3 +222,35 @@ def _mark_non_finite(document: dict[str, Any]) -> dict[str, Any]:
         if isinstance(data, np.ndarray) and data.dtype.kind == "f" and not np.isfinite(data).all():
             described["parameters"] = {"non_finite_as_null": True}
     return document
+
+
+def decode_infer_response(
+    body: bytes | memoryview, header_length: int | None = None
+) -> InferResponse:
+    """Decodes the answer to an inference request: undoes `encode_infer_response`.
+
+    A null among floats becomes NaN. In JSON that is also what infinities have become, so only
+    binary tensors tell them apart.
+
+    Args:
+        body: The whole body, already decompressed. Binary tensors become read-only views of it
+            where they can.
+        header_length: What the answer's header Inference-Header-Content-Length says; None where
+            the header is missing and all is JSON.
+
+    Raises:
+        InvalidInput: It is no answer to an inference request, or is malformed.
+    """
+    try:
+        document = parse_body(body, header_length)
+        model = check_model_name(document.get("model_name"))
+        version = check_version(document.get("model_version"))
+        request_id = check_id(document.get("id"))
+        described = document.get("outputs")
+        if type(described) is not list:
+            given = "missing" if described is None else describe_value(described)
+            raise InvalidInput(f"outputs is {given}, allowed is a list of tensors")
+        outputs = decode_tensors("outputs", described, body, header_length)
+    except RequestError as error:
+        raise about_output(error) from None
+    return InferResponse(model, version, request_id, outputs)

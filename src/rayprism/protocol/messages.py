@@ -1,4 +1,4 @@
-"""What a codec makes of a request, whatever wire it came over."""
+"""What a codec makes of a request or an answer, whatever wire it came over."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from rayprism.core.tensors import Tensors
 
-__all__ = ["InferRequest", "RequestedOutput"]
+__all__ = ["InferRequest", "InferResponse", "RequestedOutput"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +44,20 @@ class InferRequest:
     timeout_s: float | None = None
     priority: int = 0
     parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """A decoded answer to an inference request.
+
+    Args:
+        model: The model that answered.
+        version: The version that answered; empty where the answer does not say.
+        id: The client's own id, echoed; empty for none.
+        outputs: By output name, in the answer's order.
+    """
+
+    model: str
+    version: str
+    id: str
+    outputs: Tensors

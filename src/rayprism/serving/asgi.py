@@ -24,6 +24,7 @@ __all__ = [
     "Scope",
     "Send",
     "header_length",
+    "inflate_body",
     "read_body",
     "relative_path",
     "send_body",
@@ -57,6 +58,9 @@ class ClientLeft(Exception):
 class AsgiApp:
     """What the applications share: start-up messages, refusals, and errors as answers."""
 
+    signature: tuple[tuple[bytes, bytes], ...] = ()
+    """Headers of every error, which say who gives it."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, whatever happens."""
         if scope["type"] == "lifespan":
@@ -74,7 +78,7 @@ class AsgiApp:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            await send_error(send, error, request_id)
+            await send_error(send, error, request_id, self.signature)
 
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str
@@ -103,11 +107,10 @@ def relative_path(scope: Scope) -> str:
 
 
 async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> bytes:
-    """Reads a whole body, inflated where the client compressed it.
+    """Reads a whole body, as it was sent.
 
     Raises:
-        TooLarge: It is over the limit, before or after inflating; what is over it is not kept.
-        InvalidInput: A compressed body that cannot be inflated.
+        TooLarge: It is over the limit; what is over it is not kept.
         ClientLeft: The client hung up before the end.
     """
     announced = headers.get(b"content-length")
@@ -123,13 +126,23 @@ async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> byt
         body = await _read_rest(receive, body, limit_bytes)
     elif len(body) > limit_bytes:
         raise _too_large(len(body), limit_bytes)
-    encoding = headers.get(b"content-encoding")
-    if encoding is not None:
-        name = encoding.decode("latin-1")
-        if len(body) < _THREAD_FROM_BYTES:
-            return decompress(body, name, limit_bytes)
-        return await asyncio.to_thread(decompress, body, name, limit_bytes)
     return body
+
+
+async def inflate_body(body: bytes, headers: Headers, limit_bytes: int) -> bytes:
+    """Inflates a body where the client compressed it.
+
+    Raises:
+        TooLarge: It is over the limit then; what is over it is not kept.
+        InvalidInput: It cannot be inflated.
+    """
+    encoding = headers.get(b"content-encoding")
+    if encoding is None:
+        return body
+    name = encoding.decode("latin-1")
+    if len(body) < _THREAD_FROM_BYTES:
+        return decompress(body, name, limit_bytes)
+    return await asyncio.to_thread(decompress, body, name, limit_bytes)
 
 
 async def _read_rest(receive: Receive, first: bytes, limit_bytes: int) -> bytes:
@@ -210,7 +223,9 @@ async def send_html(send: Send, page: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: Exception, request_id: str) -> None:
+async def send_error(
+    send: Send, error: Exception, request_id: str, signature: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
     """Sends `{"error": ...}` with the status that belongs to the error.
 
     What is not an error of ours is logged with its trace, and the client is told only where.
@@ -221,8 +236,9 @@ async def send_error(send: Send, error: Exception, request_id: str) -> None:
             f"unexpected error; the log of the replica has it under request id {request_id}"
         )
     retry_after = retry_after_header(error)
-    extra = () if retry_after is None else ((b"retry-after", retry_after.encode()),)
-    await send_body(send, error_body(error), {}, status=http_status(error), extra=extra)
+    if retry_after is not None:
+        signature = (*signature, (b"retry-after", retry_after.encode()))
+    await send_body(send, error_body(error), {}, status=http_status(error), extra=signature)
 
 
 async def send_method_not_allowed(send: Send, method: str, path: str, allowed: str) -> None:

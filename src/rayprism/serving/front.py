@@ -8,13 +8,10 @@ that are not there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.context import _get_global_client
 
 from rayprism.errors import (
     ConfigInvalid,
@@ -40,14 +37,13 @@ from rayprism.serving.asgi import (
     send_method_not_allowed,
     unknown_path,
 )
+from rayprism.serving.controller import ask_controller
 from rayprism.serving.fleet_view import FleetView, ModelApplication, explain_missing
 from rayprism.serving.grpc import ServerMethods, rpc
 from rayprism.serving.http import Endpoint, parse_path, server_document, wrong_method
 from rayprism.serving.service import served_model
 
 __all__ = ["FrontApp", "FrontDoor", "build"]
-
-_CONTROLLER_TIMEOUT_S = 5.0
 
 
 class FrontApp(AsgiApp):
@@ -158,7 +154,7 @@ class FrontDoor(ServerMethods):
     """The replica of the front door: HTTP by its ASGI application, gRPC by its methods."""
 
     def __init__(self) -> None:
-        self._fleet = FleetView(_ask_controller)
+        self._fleet = FleetView(ask_controller)
 
     def __serve_build_asgi_app__(self) -> FrontApp:
         """Called by Serve once the replica is constructed."""
@@ -211,17 +207,6 @@ class FrontDoor(ServerMethods):
             f"model {model!r} is served by the application {found[0].application!r}: send it as "
             f"gRPC metadata, application={found[0].application}"
         )
-
-
-def _ask_controller() -> Mapping[str, Any]:
-    client = _get_global_client()
-    if client is None:
-        raise RuntimeError("this process is not connected to Ray Serve")
-    # Not `client.get_serve_details()`, which waits for ever where the controller is gone.
-    details: Mapping[str, Any] = ray.get(
-        client._controller.get_serve_instance_details.remote(), timeout=_CONTROLLER_TIMEOUT_S
-    )
-    return details
 
 
 _Deployment = serve.deployment(

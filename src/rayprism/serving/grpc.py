@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,8 +22,16 @@ from ray.serve.context import _get_serve_request_context
 from rayprism.errors import Overloaded, RequestError, Unsupported
 from rayprism.protocol import grpc as codec
 from rayprism.protocol.status import grpc_status, public_message, retry_after_header
+from rayprism.serving.forward_grpc import GrpcAnswer, GrpcCall, grpc_shadow_copy
 from rayprism.serving.http import NO_LOADING
 from rayprism.serving.service import ModelService
+from rayprism.serving.traffic import (
+    FORWARDED_HEADER,
+    TIMEOUT_HEADER,
+    VERSION_HEADER,
+    Target,
+    parse_timeout,
+)
 
 __all__ = ["GrpcMethods", "ServerMethods", "rpc"]
 
@@ -47,6 +56,11 @@ def rpc(method: _Method) -> _Method:
 
 
 def _fail(grpc_context: Any, error: Exception) -> None:
+    if isinstance(error, grpc.aio.AioRpcError):
+        # Of the version that the client named: its answer is this one.
+        grpc_context.set_code(error.code())
+        grpc_context.set_details(error.details() or "")
+        return
     if not isinstance(error, RequestError):
         logger.error("Request %s met an unexpected error.", _request_id(), exc_info=error)
         error = RequestError(
@@ -55,7 +69,8 @@ def _fail(grpc_context: Any, error: Exception) -> None:
     grpc_context.set_code(getattr(grpc.StatusCode, grpc_status(error)))
     grpc_context.set_details(public_message(error))
     if isinstance(error, Overloaded):
-        grpc_context.set_trailing_metadata([("retry-after", str(retry_after_header(error)))])
+        retry_after = ("retry-after", str(retry_after_header(error)))
+        grpc_context.set_trailing_metadata([*grpc_context.trailing_metadata(), retry_after])
 
 
 def _request_id() -> str:
@@ -140,11 +155,61 @@ class GrpcMethods(ServerMethods):
 
     @rpc
     async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:
-        """Inference."""
+        """Inference, here or by the version that the request belongs to."""
         service = self.service
-        service.check_target(request.model_name or None, request.model_version)
+        arrival_s = service.now_s()
+        grpc_context.set_trailing_metadata([(VERSION_HEADER, service.version)])
+        metadata = grpc_context.invocation_metadata()
+        request_id = grpc_context.request_id() or _request_id()
+        said = dict(metadata)
+        most_s = parse_timeout(said.get(TIMEOUT_HEADER))
+        target = self._target(request, said)
+        if target is not None:
+            answer = await self._send_on(request, metadata, request_id, target, most_s)
+            if answer is not None:
+                grpc_context.set_trailing_metadata([(VERSION_HEADER, str(target.version))])
+                return answer
+        else:
+            service.check_target(request.model_name or None, request.model_version)
         decoded = codec.decode_infer_request_grpc(request)
-        outputs = await service.infer(decoded, grpc_context.request_id() or _request_id())
+        outputs = await service.infer(decoded, request_id, arrival_s=arrival_s, most_s=most_s)
+        if service.shadows.is_on and FORWARDED_HEADER not in said:
+            timeout_s = service.config.default_timeout_s
+            service.shadows.offer(
+                lambda: grpc_shadow_copy(
+                    request, metadata, request_id, service.version, outputs, timeout_s
+                )
+            )
         return codec.encode_infer_response_grpc(
             service.model_name, service.version, decoded, outputs
         )
+
+    def _target(self, request: Any, said: Mapping[str, str]) -> Target | None:
+        """Where a request goes; None where it is answered, or refused, here."""
+        service = self.service
+        if FORWARDED_HEADER in said or request.model_name not in ("", service.model_name):
+            return None
+        if request.model_version == service.version:
+            return None
+        traffic = service.traffic
+        key = said.get(traffic.sticky_header) if traffic.sticky_header is not None else None
+        return traffic.target(
+            request.model_version or said.get(VERSION_HEADER),
+            None if key is None else key.encode("latin-1", "replace"),
+        )
+
+    async def _send_on(
+        self,
+        request: Any,
+        metadata: Sequence[tuple[str, str]],
+        request_id: str,
+        target: Target,
+        most_s: float | None,
+    ) -> GrpcAnswer | None:
+        service = self.service
+        allowed_s = codec.request_timeout_s_grpc(request) or service.config.default_timeout_s
+        if most_s is not None and most_s < allowed_s:
+            allowed_s = most_s
+        budget_s = service.traffic.budget_s(target, allowed_s)
+        call = GrpcCall(request, metadata, request_id, service.version, target)
+        return await service.traffic.send(target, partial(call.deliver, budget_s))

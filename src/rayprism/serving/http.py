@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rayprism.errors import Unsupported
 from rayprism.protocol import openapi as documentation
-from rayprism.protocol.http import decode_infer_request, encode_infer_response
+from rayprism.protocol.http import (
+    decode_infer_request,
+    encode_infer_response,
+    request_timeout_s,
+)
 from rayprism.protocol.metadata import (
     ServedModel,
     model_config,
@@ -24,6 +29,7 @@ from rayprism.serving.asgi import (
     Scope,
     Send,
     header_length,
+    inflate_body,
     read_body,
     relative_path,
     send_body,
@@ -32,11 +38,21 @@ from rayprism.serving.asgi import (
     send_method_not_allowed,
     unknown_path,
 )
+from rayprism.serving.forward_http import HttpCall, send_answer, shadow_copy
 from rayprism.serving.service import ModelService
+from rayprism.serving.traffic import (
+    FORWARDED_HEADER,
+    TIMEOUT_HEADER,
+    VERSION_HEADER,
+    Target,
+    parse_timeout,
+)
 
 __all__ = ["NO_LOADING", "Endpoint", "ModelApp", "parse_path", "server_document", "wrong_method"]
 
-_MODEL_OPERATIONS = frozenset({"", "infer", "ready", "config", "stats", "docs", "openapi.json"})
+_MODEL_OPERATIONS = frozenset(
+    {"", "infer", "ready", "config", "stats", "traffic", "docs", "openapi.json"}
+)
 _SERVER_PATHS = {
     "": "server",
     "health/live": "live",
@@ -48,6 +64,10 @@ _SERVER_PATHS = {
 }
 _POST_ONLY = frozenset({"infer", "index", "load"})
 NO_LOADING = "models are loaded and unloaded by `serve deploy`, not by clients of the protocol"
+_VERSION = VERSION_HEADER.encode()
+_TIMEOUT = TIMEOUT_HEADER.encode()
+_FORWARDED = FORWARDED_HEADER.encode()
+_DAY_S = 86_400.0
 _MAX_KNOWN_PATHS = 64
 """Parsed paths that are remembered; clients could write any number of slashes at the end."""
 
@@ -133,6 +153,7 @@ class ModelApp(AsgiApp):
     def __init__(self, service: ModelService) -> None:
         self._service = service
         self._endpoints: dict[str, Endpoint] = {}
+        self.signature = ((_VERSION, service.version.encode()),)
 
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str
@@ -140,14 +161,7 @@ class ModelApp(AsgiApp):
         """Answers one request."""
         endpoint = self._endpoint(relative_path(scope))
         if endpoint.operation == "infer" and scope["method"] == "POST":
-            service = self._service
-            body = await read_body(receive, headers, service.config.max_body_bytes)
-            request = decode_infer_request(body, header_length(headers))
-            outputs = await service.infer(request, request_id)
-            answer, json_length = encode_infer_response(
-                service.model_name, service.version, request, outputs
-            )
-            await send_body(send, answer, headers, json_length=json_length)
+            await self._infer(scope, receive, send, headers, request_id, endpoint)
             return
         allowed = wrong_method(endpoint, scope["method"])
         if allowed:
@@ -157,6 +171,66 @@ class ModelApp(AsgiApp):
             await send_html(send, documentation.docs_page(f"{beside}openapi.json"))
         else:
             await send_json(send, self._document(endpoint.operation))
+
+    async def _infer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Headers,
+        request_id: str,
+        endpoint: Endpoint,
+    ) -> None:
+        service = self._service
+        limit_bytes = service.config.max_body_bytes
+        sent = await read_body(receive, headers, limit_bytes)
+        arrival_s = service.now_s()
+        most_s = None
+        if _TIMEOUT in headers:
+            most_s = parse_timeout(headers[_TIMEOUT].decode("latin-1"))
+        traffic = service.traffic
+        if (traffic.is_split or _VERSION in headers) and endpoint.version is None:
+            target = self._target(headers)
+            if target is not None:
+                allowed_s = self._allowed_s(sent, headers, most_s)
+                budget_s = traffic.budget_s(target, allowed_s)
+                call = HttpCall(scope["headers"], sent, request_id, service.version, target)
+                answer = await traffic.send(target, partial(call.deliver, budget_s))
+                if answer is not None:
+                    await send_answer(send, answer)
+                    return
+        body = await inflate_body(sent, headers, limit_bytes)
+        request = decode_infer_request(body, header_length(headers))
+        outputs = await service.infer(request, request_id, arrival_s=arrival_s, most_s=most_s)
+        answer_body, json_length = encode_infer_response(
+            service.model_name, service.version, request, outputs
+        )
+        await send_body(send, answer_body, headers, json_length=json_length, extra=self.signature)
+        if service.shadows.is_on and _FORWARDED not in headers:
+            timeout_s = min(request.timeout_s or _DAY_S, service.config.default_timeout_s)
+            service.shadows.offer(
+                lambda: shadow_copy(
+                    scope["headers"], sent, request_id, service.version, outputs, timeout_s
+                )
+            )
+
+    def _target(self, headers: Headers) -> Target | None:
+        if _FORWARDED in headers:
+            return None
+        traffic = self._service.traffic
+        wanted = headers.get(_VERSION)
+        key = None
+        if traffic.sticky_header is not None:
+            key = headers.get(traffic.sticky_header.encode())
+        return traffic.target(None if wanted is None else wanted.decode("latin-1"), key)
+
+    def _allowed_s(self, sent: bytes, headers: Headers, most_s: float | None) -> float:
+        """What a request that is not decoded allows, as far as can be read."""
+        said_s = None
+        if b"content-encoding" not in headers:
+            said_s = request_timeout_s(sent, header_length(headers))
+        allowed_s = said_s or self._service.config.default_timeout_s
+        return allowed_s if most_s is None else min(allowed_s, most_s)
 
     def _endpoint(self, path: str) -> Endpoint:
         known = self._endpoints.get(path)
@@ -195,6 +269,8 @@ class ModelApp(AsgiApp):
             return self._config(model)
         if operation == "stats":
             return model_statistics([(model, service.statistics.snapshot())])
+        if operation == "traffic":
+            return {**service.traffic.document(), "shadows": service.shadows.document()}
         if operation == "index":
             return repository_index([(model, "READY", service.config_error or "")])
         if operation == "openapi.json":

@@ -15,8 +15,10 @@ from ray.experimental import internal_kv
 from rayprism.errors import ConfigInvalid
 from rayprism.models.loader import load_model
 from rayprism.models.repository import Repository
+from rayprism.serving.controller import ask_controller
 from rayprism.serving.grpc import GrpcMethods
 from rayprism.serving.http import ModelApp
+from rayprism.serving.links import Links
 from rayprism.serving.service import ModelService
 from rayprism.serving.settings import ModelArgs, UserConfig, parse_user_config
 
@@ -44,7 +46,9 @@ class ModelReplica(GrpcMethods):
             threads=_assigned_threads(),
             device=settings.device,
         )
-        self.service = ModelService(model, UserConfig())
+        node_id = ray.get_runtime_context().get_node_id()
+        links = Links(settings.model, ask_controller, node_id)
+        self.service = ModelService(model, UserConfig(), links)
         context = serve.get_replica_context()
         self._config_key = f"user_config/{context.app_name}/{settings.model}".encode()
         self._configured = False

@@ -137,6 +137,11 @@ class Scheduler:
         """Rows that wait."""
         return self._queue.rows
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether more waits than the next batch could take."""
+        return self._queue.rows > self._queue.limits.max_rows
+
     def reconfigure(self, limits: BatchLimits, execution: Execution) -> None:
         """Takes new bounds; what waits is kept."""
         self._queue.limits = limits

@@ -25,9 +25,12 @@ from rayprism.models.manifest import Manifest
 from rayprism.protocol.messages import InferRequest
 from rayprism.protocol.metadata import ServedModel
 from rayprism.protocol.select import select_outputs
+from rayprism.serving.links import Links
 from rayprism.serving.scheduler import Execution, Scheduler
 from rayprism.serving.settings import UserConfig, parse_user_config
+from rayprism.serving.shadows import Shadows
 from rayprism.serving.statistics import Statistics
+from rayprism.serving.traffic import Traffic
 
 __all__ = ["ModelService", "batch_limits", "served_model"]
 
@@ -64,9 +67,10 @@ class ModelService:
     Args:
         model: Loaded, warmed up, its golden example reproduced.
         config: The `user_config` to begin with.
+        links: Where the model's other versions are; None where there are none to be found.
     """
 
-    def __init__(self, model: LoadedModel, config: UserConfig) -> None:
+    def __init__(self, model: LoadedModel, config: UserConfig, links: Links | None = None) -> None:
         self.manifest = model.manifest
         self.model_name = self.manifest.model
         self.version = str(self.manifest.version)
@@ -90,6 +94,15 @@ class ModelService:
             execution=self._execution(config),
             statistics=self.statistics,
         )
+        self._links = links
+        self.traffic = Traffic(self.model_name, self.manifest.version, links)
+        self.shadows = Shadows(
+            self.manifest.version,
+            self.manifest.golden.tolerance,
+            links,
+            is_busy=lambda: self._scheduler.is_behind,
+        )
+        self._reconfigure_traffic(config)
 
     @property
     def device(self) -> str:
@@ -123,7 +136,12 @@ class ModelService:
         self.config = config
         self.config_error = None
         self._scheduler.reconfigure(batch_limits(self.manifest, config), self._execution(config))
+        self._reconfigure_traffic(config)
         return True
+
+    def _reconfigure_traffic(self, config: UserConfig) -> None:
+        self.traffic.reconfigure(config.traffic)
+        self.shadows.reconfigure(config.traffic)
 
     def check_target(self, model: str | None, version: str | None) -> None:
         """Checks that a request means this model and version; None means whatever is here.
@@ -142,8 +160,25 @@ class ModelService:
                 f"here is version {self.version}"
             )
 
-    async def infer(self, request: InferRequest, request_id: str) -> Tensors:
+    def now_s(self) -> float:
+        """The time on the clock of arrivals."""
+        return self._scheduler.now_s()
+
+    async def infer(
+        self,
+        request: InferRequest,
+        request_id: str,
+        *,
+        arrival_s: float | None = None,
+        most_s: float | None = None,
+    ) -> Tensors:
         """Answers one decoded request.
+
+        Args:
+            request: What is asked.
+            request_id: For the log.
+            arrival_s: When it came, on the clock of `now_s`; by default now.
+            most_s: Most seconds that it may take, whatever it says itself.
 
         Returns:
             The outputs that it asked for, in its order; all of them where it asked for none.
@@ -152,15 +187,21 @@ class ModelService:
             RequestError: See `Scheduler.infer`; and InvalidInput for what the model does not take.
         """
         config, scheduler = self.config, self._scheduler
-        arrival_s = scheduler.now_s()
+        if arrival_s is None:
+            arrival_s = scheduler.now_s()
         timeout_s = request.timeout_s or config.default_timeout_s
+        if most_s is not None and most_s < timeout_s:
+            timeout_s = most_s
         priority = self._priority(request.priority, config)
         names = select_outputs(request, self._output_names) if request.outputs else ()
         tensors = request.tensors
         rows = check_inputs(self.manifest.inputs, tensors, batched=self._batched)
         if self._preparer is not None:
             with scheduler.reserve(rows), self._counted(arrival_s):
-                tensors = await self._prepare(self._preparer, tensors, timeout_s, request_id)
+                left_s = arrival_s + timeout_s - scheduler.now_s()
+                tensors = await self._prepare(
+                    self._preparer, tensors, timeout_s, left_s, request_id
+                )
         outputs = await scheduler.infer(
             tensors,
             rows,
@@ -192,10 +233,15 @@ class ModelService:
             raise
 
     async def _prepare(
-        self, preparer: Executor, tensors: Tensors, timeout_s: float, request_id: str
+        self,
+        preparer: Executor,
+        tensors: Tensors,
+        timeout_s: float,
+        left_s: float,
+        request_id: str,
     ) -> Tensors:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(left_s):
                 outcome = await self._loop.run_in_executor(preparer, self._try_prepare, tensors)
         except TimeoutError:
             raise DeadlineExceeded(
@@ -242,6 +288,9 @@ class ModelService:
 
     async def close(self) -> None:
         """Refuses what waits, ends the running batch, and frees the model."""
+        await self.shadows.close()
+        if self._links is not None:
+            await self._links.close()
         await self._scheduler.close()
         if self._preparer is not None:
             self._preparer.shutdown(wait=False)

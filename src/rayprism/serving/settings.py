@@ -302,6 +302,4 @@ def _with_known_keys(kind: type[_Settings], fault: Fault) -> Fault:
         return fault
     parent, _, key = fault.path.rpartition(".")
     known = list(_NESTED.get(parent.rpartition(".")[2].partition("[")[0], kind).model_fields)
-    return Fault(
-        fault.path, f"unknown key.{suggest(key, known)} Allowed: {', '.join(known)}"
-    )
+    return Fault(fault.path, f"unknown key.{suggest(key, known)} Allowed: {', '.join(known)}")

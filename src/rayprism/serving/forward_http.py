@@ -1,0 +1,165 @@
+"""HTTP requests that go to another version: the body as it came, and what counts as an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rayprism.core.tensors import Tensors
+from rayprism.protocol.http import decode_infer_response
+from rayprism.serving.asgi import Send
+from rayprism.serving.forward import Answer, Busy, Unreachable, forwardable_headers
+from rayprism.serving.links import Link, Links
+from rayprism.serving.shadows import Copy
+from rayprism.serving.traffic import (
+    FORWARDED_HEADER,
+    TIMEOUT_HEADER,
+    VERSION_HEADER,
+    NoAnswer,
+    Target,
+)
+
+__all__ = ["HttpCall", "send_answer", "shadow_copy"]
+
+_VERSION = VERSION_HEADER.encode()
+_REPLACED = frozenset(
+    {_VERSION, TIMEOUT_HEADER.encode(), FORWARDED_HEADER.encode(), b"x-request-id"}
+)
+_RETURNED = (
+    b"content-type",
+    b"content-encoding",
+    b"vary",
+    b"inference-header-content-length",
+    b"retry-after",
+    _VERSION,
+)
+"""Headers of another version's answer that its client gets. The proxy adds its own again."""
+
+
+class HttpCall:
+    """One request, to be sent on.
+
+    Args:
+        headers: As they came.
+        body: As it came.
+        request_id: Of the request; the other version logs the same.
+        sender: The version that sends it on.
+        target: The version that is to answer.
+    """
+
+    __slots__ = ("_body", "_headers", "_request_id", "_sender", "_target")
+
+    def __init__(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes,
+        request_id: str,
+        sender: str,
+        target: Target,
+    ) -> None:
+        self._headers = headers
+        self._body = body
+        self._request_id = request_id
+        self._sender = sender
+        self._target = target
+
+    async def deliver(self, budget_s: float, links: Links, link: Link) -> Answer:
+        """Sends it.
+
+        Raises:
+            NoAnswer: It is not answered, or not by the version that is meant, or (unless the client
+                named the version) not with 200.
+        """
+        extra = _extra_headers(self._request_id, self._sender, budget_s)
+        answer = await _post(links, link, self._headers, extra, self._body, budget_s)
+        if self._target.named and answer.status not in (404, 502):
+            return answer
+        _check_answer(answer, self._target.version)
+        return answer
+
+
+def _extra_headers(request_id: str, sender: str, budget_s: float) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-request-id", request_id.encode("latin-1")),
+        (FORWARDED_HEADER.encode(), sender.encode()),
+        (TIMEOUT_HEADER.encode(), b"%.6f" % budget_s),
+    ]
+
+
+async def _post(
+    links: Links,
+    link: Link,
+    headers: Iterable[tuple[bytes, bytes]],
+    extra: list[tuple[bytes, bytes]],
+    body: bytes,
+    budget_s: float,
+) -> Answer:
+    forwarder = links.http
+    if forwarder is None:
+        raise NoAnswer("unreachable")
+    sent = [header for header in forwardable_headers(headers) if header[0] not in _REPLACED]
+    sent.extend(extra)
+    try:
+        return await forwarder.post(link.route + b"/infer", sent, body, budget_s)
+    except TimeoutError:
+        raise NoAnswer("late") from None
+    except Busy:
+        raise NoAnswer("busy") from None
+    except (Unreachable, ValueError):
+        raise NoAnswer("unreachable") from None
+
+
+def _check_answer(answer: Answer, version: int) -> None:
+    if answer.status != 200:
+        raise NoAnswer(_reason(answer))
+    if answer.headers.get(_VERSION) != b"%d" % version:
+        raise NoAnswer("wrong_version")
+
+
+def _reason(answer: Answer) -> str:
+    if answer.status == 404:
+        return "gone"
+    if answer.status == 503:
+        return "overloaded" if b"retry-after" in answer.headers else "not_ready"
+    if answer.status == 504:
+        return "late"
+    return "error" if answer.status >= 500 else "refused"
+
+
+async def send_answer(send: Send, answer: Answer) -> None:
+    """Gives another version's answer to the client, as it came."""
+    headers = [(name, answer.headers[name]) for name in _RETURNED if name in answer.headers]
+    headers.append((b"content-length", b"%d" % len(answer.body)))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def shadow_copy(
+    headers: Iterable[tuple[bytes, bytes]],
+    body: bytes,
+    request_id: str,
+    sender: str,
+    outputs: Tensors,
+    timeout_s: float,
+) -> Copy:
+    """A copy of a request that was answered here.
+
+    Args:
+        headers: As they came.
+        body: As it came.
+        request_id: Of the request.
+        sender: The version that answered it.
+        outputs: Its answer.
+        timeout_s: How long the shadow may take.
+    """
+
+    async def deliver(version: int, links: Links, link: Link) -> Tensors:
+        extra = _extra_headers(f"{request_id}-shadow", sender, timeout_s)
+        plain = [header for header in headers if header[0] != b"accept-encoding"]
+        answer = await _post(links, link, plain, extra, body, timeout_s)
+        _check_answer(answer, version)
+        length = answer.headers.get(b"inference-header-content-length")
+        json_length = None if length is None else int(length)
+        return decode_infer_response(answer.body, json_length).outputs
+
+    size_bytes = len(body) + sum(array.nbytes for array in outputs.values())
+    return Copy(size_bytes, outputs, deliver)
