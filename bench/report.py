@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["render"]
+__all__ = ["context", "milliseconds", "number", "render", "table", "targets"]
 
 _TITLES = {
     "rayprism": "rayprism (HAProxy, one replica)",
@@ -51,7 +51,7 @@ def milliseconds(value_s: float | None) -> str:
 
 def render(results: Mapping[str, Any]) -> str:
     """The whole report: targets, then every table that the run has."""
-    parts = [_context(results), _targets(results["verdicts"])]
+    parts = [context(results), targets(results["verdicts"])]
     if "tiny" in results:
         parts.append(_tiny(results["tiny"]["summary"]))
     if "minilm" in results:
@@ -61,7 +61,7 @@ def render(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _context(results: Mapping[str, Any]) -> str:
+def context(results: Mapping[str, Any]) -> str:
     machine, versions, commit = results["machine"], results["versions"], results["commit"]
     plan = results["plan"]
     noise = results["other_cores"]
@@ -77,7 +77,7 @@ def _context(results: Mapping[str, Any]) -> str:
     )
 
 
-def _targets(verdicts: Sequence[Mapping[str, Any]]) -> str:
+def targets(verdicts: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             verdict["name"],

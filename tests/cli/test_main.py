@@ -37,6 +37,10 @@ def test_commands():
         ("down",),
         ("status",),
         ("wait",),
+        ("traffic",),
+        ("promote",),
+        ("rollback",),
+        ("history",),
     }
 
 

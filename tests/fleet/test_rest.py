@@ -171,6 +171,11 @@ def server() -> Iterator[Any]:
             self.end_headers()
             self.wfile.write(body)
 
+        def do_PUT(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.server.config = json.loads(body)  # type: ignore[attr-defined]
+            self.do_GET()
+
         def log_message(self, *args: Any) -> None: ...
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as found:
@@ -224,3 +229,33 @@ def test_client_says_when_nobody_is_there():
         ServeClient("http://127.0.0.1:9").state()
     with pytest.raises(ClusterError, match="not an HTTP URL"):
         ServeClient("127.0.0.1:8265")
+
+
+def test_client_puts_a_config(server, monkeypatch):
+    server.reply = (200, b"")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    client_of(server).put({"applications": [{"name": "ä"}]})
+    assert server.config == {"applications": [{"name": "ä"}]}
+    assert server.headers["Content-Type"] == "application/json"
+    assert server.headers["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("reply", "word"),
+    [
+        ((400, b"1 validation error for ServeDeploySchema"), "refused the config: 1 validation"),
+        ((400, FAILED_MESSAGE.encode()), r"refused the config: RuntimeError: weights are missing"),
+        ((401, b""), "RAY_AUTH_MODE=token"),
+        ((503, b"the controller is busy"), "503: the controller is busy"),
+    ],
+)
+def test_client_says_why_a_config_was_not_taken(server, reply, word):
+    server.reply = reply
+    with pytest.raises(ClusterError, match=word):
+        client_of(server).put({"applications": []})
+
+
+def test_client_says_when_it_is_not_known_whether_a_config_was_taken():
+    with pytest.raises(ClusterError, match="Whether Serve took it is not known"):
+        ServeClient("http://127.0.0.1:9").put({"applications": []})

@@ -8,30 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rayprism.cli.connection import address_option, connect, state_option
 from rayprism.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from rayprism.fleet.rest import ServeClient, ServeState
+    from rayprism.fleet.rest import ServeState
     from rayprism.fleet.state import ClusterState
 
 __all__ = ["down", "status", "up", "wait"]
-
-_state_option = click.option(
-    "--state",
-    "state_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".rayprism"),
-    show_default=True,
-    metavar="DIR",
-    help="Where the cluster's state and log are kept; one cluster a folder.",
-)
-_address_option = click.option(
-    "--address",
-    envvar="RAY_DASHBOARD_ADDRESS",
-    metavar="URL",
-    help="The dashboard's address.  [default: $RAY_DASHBOARD_ADDRESS, else what --state says, "
-    "else http://127.0.0.1:8265]",
-)
 
 
 @click.command(
@@ -67,7 +51,7 @@ _address_option = click.option(
     "--timeout", "timeout_s", type=click.FloatRange(1), default=120.0, show_default=True,
     help="Seconds that the start may take.",
 )  # fmt: skip
-@_state_option
+@state_option
 def up(
     repository: Path | None,
     dashboard_port: int,
@@ -123,7 +107,7 @@ def _print_cluster(state: ClusterState) -> None:
 
 
 @click.command(epilog="\b\nExamples:\n  rayprism down\n  rayprism down --state /tmp/other")
-@_state_option
+@state_option
 def down(state_dir: Path) -> None:
     """Stop the cluster that `rayprism up` started, and all that is left of it.
 
@@ -141,8 +125,8 @@ def down(state_dir: Path) -> None:
     "  rayprism status\n"
     "  rayprism status --address http://127.0.0.1:8365 --json"
 )
-@_address_option
-@_state_option
+@address_option
+@state_option
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
 @click.pass_context
 def status(ctx: click.Context, address: str | None, state_dir: Path, as_json: bool) -> None:
@@ -155,7 +139,7 @@ def status(ctx: click.Context, address: str | None, state_dir: Path, as_json: bo
     from rayprism.fleet.state import find_cluster
 
     cluster = find_cluster(state_dir)
-    serve = _client(address, state_dir).state()
+    serve = connect(address, state_dir).state()
     if as_json:
         print_json(
             {
@@ -170,13 +154,6 @@ def status(ctx: click.Context, address: str | None, state_dir: Path, as_json: bo
             _print_cluster(cluster)
         _print_serve(serve)
     ctx.exit(0 if serve.is_running else 1)
-
-
-def _client(address: str | None, state_dir: Path) -> ServeClient:
-    from rayprism.fleet.rest import DEFAULT_ADDRESS, ServeClient
-    from rayprism.fleet.state import find_address
-
-    return ServeClient(address or find_address(state_dir) or DEFAULT_ADDRESS)
 
 
 def _print_serve(serve: ServeState) -> None:
@@ -208,8 +185,8 @@ def _print_serve(serve: ServeState) -> None:
     "--timeout", "timeout_s", type=click.FloatRange(0), default=120.0, show_default=True,
     help="Seconds to wait at most.",
 )  # fmt: skip
-@_address_option
-@_state_option
+@address_option
+@state_option
 def wait(timeout_s: float, address: str | None, state_dir: Path) -> None:
     """Wait until every application is running, and show what changes.
 
@@ -217,6 +194,6 @@ def wait(timeout_s: float, address: str | None, state_dir: Path) -> None:
     """
     from rayprism.fleet.waiting import wait_until_running
 
-    state = wait_until_running(_client(address, state_dir), timeout_s=timeout_s, say=say)
+    state = wait_until_running(connect(address, state_dir), timeout_s=timeout_s, say=say)
     count = len(state.applications)
     click.echo(f"{count} application{'' if count == 1 else 's'} running at {state.http_address}")

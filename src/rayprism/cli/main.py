@@ -10,7 +10,9 @@ import click
 
 from rayprism.cli.check import check
 from rayprism.cli.cluster import down, status, up, wait
+from rayprism.cli.history import history
 from rayprism.cli.models import models
+from rayprism.cli.traffic import promote, rollback, traffic
 from rayprism.errors import RayprismError
 
 __all__ = ["cli", "main"]
@@ -47,7 +49,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for _command in (models, check, up, down, status, wait):
+for _command in (models, check, up, down, status, wait, traffic, promote, rollback, history):
     cli.add_command(_command)
 
 

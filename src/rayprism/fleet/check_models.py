@@ -9,8 +9,9 @@ from typing import Any
 
 from rayprism.core.tensors import suggest
 from rayprism.errors import ConfigInvalid, DigestMismatch, Fault, RepositoryError
+from rayprism.fleet.check_traffic import PlannedVersion, TrafficChecks
 from rayprism.fleet.document import Document
-from rayprism.models.repository import Repository
+from rayprism.models.repository import ModelVersion, Repository
 from rayprism.serving.fleet_view import MODEL_IMPORT_PATH
 from rayprism.serving.settings import (
     DEPLOYMENT_NAME,
@@ -57,6 +58,11 @@ class ModelChecks:
         self._verify = verify
         self._verified: set[Path] = set()
         self._skipped = False
+        self._served: list[PlannedVersion] = []
+        self._unclear = False
+        self._found: dict[
+            tuple[Path, str, int], ModelVersion | RepositoryError | ConfigInvalid
+        ] = {}
 
     def run(self) -> None:
         """Checks the file."""
@@ -77,6 +83,7 @@ class ModelChecks:
                 ours = True
                 self._front_application(application, path)
             elif kind.startswith(("rayprism.", "rayprism:")):
+                self._unclear = True
                 known = (MODEL_IMPORT_PATH, FRONT_IMPORT_PATH)
                 self._fault(
                     f"{path}.import_path",
@@ -85,6 +92,7 @@ class ModelChecks:
                 )
         if ours:
             self._grpc(data)
+        self._traffic()
         self._host(data)
 
     def _fault(self, path: str, message: str) -> None:
@@ -118,16 +126,57 @@ class ModelChecks:
                 f"{DEPLOYMENT_NAME!r}",
             )
         deployments = application.get("deployments")
+        settings: UserConfig | None = None
+        settings_path = ""
         for place, deployment in enumerate(deployments if isinstance(deployments, list) else []):
             if isinstance(deployment, dict):
-                self._deployment(deployment, f"{path}.deployments[{place}]", place, args)
+                where = f"{path}.deployments[{place}]"
+                settings = self._deployment(deployment, where, place, args)
+                settings_path = f"{where}.user_config"
         if args is not None:
             self._route(application, path, args)
             self._version(args, f"{path}.args", index)
+        self._remember(application, path, args, settings, settings_path)
+
+    def _remember(
+        self,
+        application: Mapping[str, Any],
+        path: str,
+        args: ModelArgs | None,
+        settings: UserConfig | None,
+        settings_path: str,
+    ) -> None:
+        # What it was to serve may be plain although other arguments are wrong.
+        plain = args or _model_and_version(application.get("args"))
+        if plain is None:
+            self._unclear = True
+            return
+        route = application.get("route_prefix", "/")
+        root = None if args is None else self._root(args)
+        self._served.append(
+            PlannedVersion(
+                name=str(application.get("name", "default")),
+                path=path,
+                route=None if route is None else str(route),
+                model=plain.model,
+                version=plain.version,
+                repository=root if root is not None and root.is_dir() else None,
+                traffic=settings.traffic if settings else None,
+                traffic_path=f"{settings_path}.traffic",
+            )
+        )
+
+    def _traffic(self) -> None:
+        checks = TrafficChecks(self._served, self._look_up, unclear=self._unclear)
+        checks.run()
+        for fault in checks.faults:
+            self._fault(*fault)
+        for warning in checks.warnings:
+            self._warn(*warning)
 
     def _deployment(
         self, deployment: Mapping[str, Any], path: str, place: int, args: ModelArgs | None
-    ) -> None:
+    ) -> UserConfig | None:
         name = deployment.get("name")
         if isinstance(name, str) and name != DEPLOYMENT_NAME:
             self._fault(
@@ -167,6 +216,7 @@ class ModelChecks:
                 "args.device is 'cuda', but no `num_gpus` is asked for: Ray hides GPUs from "
                 "replicas that reserve none",
             )
+        return settings
 
     def _route(self, application: Mapping[str, Any], path: str, args: ModelArgs) -> None:
         stable = f"/v2/models/{args.model}"
@@ -184,7 +234,7 @@ class ModelChecks:
             )
 
     def _version(self, args: ModelArgs, path: str, index: int) -> None:
-        root = Path(args.repository) if args.repository else self._repository
+        root = self._root(args)
         if root is None:
             if not self._skipped:
                 self._skipped = True
@@ -197,15 +247,14 @@ class ModelChecks:
             where = f"{path}.repository" if args.repository else path
             self._fault(where, f"the model repository {root} is not a folder on this machine")
             return
-        try:
-            version = Repository(root).version(args.model, args.version)
-        except RepositoryError as error:
-            known = str(error)
+        version = self._look_up(root, args.model, args.version)
+        if isinstance(version, RepositoryError):
+            known = str(version)
             key = "model" if "has no model" in known else "version"
             self._fault(f"{path}.{key}", known)
             return
-        except ConfigInvalid as error:
-            self._fault(f"{path}.version", f"its manifest is broken. {error}")
+        if isinstance(version, ConfigInvalid):
+            self._fault(f"{path}.version", f"its manifest is broken. {version}")
             return
         self.digests[index] = version.manifest.digest
         if version.manifest.runs_code and not args.allow_code:
@@ -220,6 +269,21 @@ class ModelChecks:
                 version.verify()
             except DigestMismatch as error:
                 self._fault(f"{path}.version", str(error))
+
+    def _root(self, args: ModelArgs) -> Path | None:
+        return Path(args.repository) if args.repository else self._repository
+
+    def _look_up(
+        self, root: Path, model: str, version: int
+    ) -> ModelVersion | RepositoryError | ConfigInvalid:
+        """Reads each manifest once, however many applications and shares name it."""
+        key = (root, model, version)
+        if key not in self._found:
+            try:
+                self._found[key] = Repository(root).version(model, version)
+            except (RepositoryError, ConfigInvalid) as error:
+                self._found[key] = error
+        return self._found[key]
 
     def _front_application(self, application: Mapping[str, Any], path: str) -> None:
         if application.get("args"):
@@ -284,6 +348,15 @@ class ModelChecks:
             f"{shown}: whoever reaches this machine reaches the models, for Serve has no "
             "authentication. Use 127.0.0.1, or put a gateway in front",
         )
+
+
+def _model_and_version(args: Any) -> ModelArgs | None:
+    if not isinstance(args, dict):
+        return None
+    try:
+        return parse_args({key: args[key] for key in ("model", "version") if key in args})
+    except ConfigInvalid:
+        return None
 
 
 def _normal(import_path: Any) -> str:

@@ -1,7 +1,8 @@
-"""A client for the Serve REST API of a Ray dashboard: what runs, and in what state."""
+"""A client for the Serve REST API of a Ray dashboard: what runs, in what state, and changing it."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_PATH = "/api/serve/applications/"
+_MAX_ERROR_BYTES = 64 * 1024
+_MAX_SHOWN = 2000
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -119,7 +123,7 @@ class ServeState:
 
 
 class ServeClient:
-    """Asks the Serve REST API.
+    """Talks to the Serve REST API.
 
     Args:
         address: Of the dashboard, as `serve deploy --address` takes it.
@@ -149,34 +153,75 @@ class ServeClient:
         Raises:
             ClusterError: Nobody answers there, or not as Serve's API does.
         """
-        url = f"{self.address}/api/serve/applications/"
-        request = urllib.request.Request(url, headers=token_header())
-        # Proxies of the environment are for the internet, not for a cluster's own dashboard.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        url = f"{self.address}{_PATH}"
         try:
-            with opener.open(request, timeout=self._timeout_s) as response:
-                found = json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                text = error.read(500).decode(errors="replace").strip()
-            raise ClusterError(f"{url} answered {error.code}: {_hint(error.code)}{text}") from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
+            found = json.loads(self._send(urllib.request.Request(url), self._timeout_s))
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise ClusterError(
-                f"no Serve API at {self.address} ({reason}). Is the cluster up (`rayprism up`), "
-                "and is this its dashboard's address?"
+                f"no Serve API at {self.address} ({_reason(error)}). Is the cluster up "
+                "(`rayprism up`), and is this its dashboard's address?"
             ) from None
         if not isinstance(found, dict) or "applications" not in found:
             raise ClusterError(f"{url} answered something that is not Serve's API")
         return found
 
+    def put(self, config: Mapping[str, Any], timeout_s: float = 60.0) -> None:
+        """Brings the whole config into force, as `serve deploy` does. Does not wait for it.
 
-def _hint(code: int) -> str:
+        Applications that Serve has from an earlier config and that are not in this one are
+        deleted.
+
+        Args:
+            config: Plain JSON values.
+            timeout_s: How long Serve may take to answer.
+
+        Raises:
+            ClusterError: Nobody answers there, or Serve refused it, with its reason. Where no
+                answer came in time, Serve may have taken it all the same.
+        """
+        request = urllib.request.Request(
+            f"{self.address}{_PATH}",
+            data=json.dumps(config, allow_nan=False).encode(),
+            headers={"Content-Type": "application/json"},
+            method="PUT",
+        )
+        try:
+            self._send(request, timeout_s)
+        except (OSError, http.client.HTTPException) as error:
+            raise ClusterError(
+                f"{self.address} did not answer to the new config ({_reason(error)}). Whether "
+                "Serve took it is not known: see `rayprism status`"
+            ) from None
+
+    def _send(self, request: urllib.request.Request, timeout_s: float) -> bytes:
+        for name, value in token_header().items():
+            request.add_header(name, value)
+        # Proxies of the environment are for the internet, not for a cluster's own dashboard.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=timeout_s) as response:
+                body: bytes = response.read()
+                return body
+        except urllib.error.HTTPError as error:
+            with error:
+                text = _plain(error.read(_MAX_ERROR_BYTES).decode(errors="replace"))
+            shown = _cause(text)[-_MAX_SHOWN:]
+            hint = _hint(error.code, request.get_method())
+            raise ClusterError(f"{request.full_url} answered {error.code}: {hint}{shown}") from None
+
+
+def _reason(error: Exception) -> object:
+    return getattr(error, "reason", None) or error
+
+
+def _hint(code: int, method: str) -> str:
     if code in (401, 403):
         return (
             "the cluster asks for a token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH. "
         )
+    if code == 400 and method == "PUT":
+        return "Serve refused the config: "
     return ""
 
 
