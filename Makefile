@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit bench-overhead clean
+.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit bench-overhead bench-traffic clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ test-unit: $(VENV)/.dev ## The tests that start no Ray: seconds
 
 bench-overhead: $(VENV)/.dev ## What rayprism costs per request, against its peers (needs wrk)
 	$(BIN)/python -m bench.overhead
+
+bench-traffic: $(VENV)/.dev ## What canaries and shadows cost (needs wrk)
+	$(BIN)/python -m bench.traffic
 
 clean: ## Remove what the demo and the tools left (not the environment)
 	rm -rf $(DEMO_DIR) .rayprism .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -271,3 +271,187 @@ def test_whatever_is_written_is_parsed_or_refused(raw: Any) -> None:
             if name != "version":
                 assert getattr(parsed, name) == value
                 assert isinstance(getattr(parsed, name), bool) == isinstance(value, bool)
+
+
+# --- traffic
+
+
+def candidates(*weights: Any, **extra: Any) -> dict[str, Any]:
+    """Traffic to versions 2, 3, ... with these weights."""
+    entries = [{"version": 2 + place, "weight": weight} for place, weight in enumerate(weights)]
+    return {"candidates": [{**entry, **extra} for entry in entries]}
+
+
+def shadow(sample: Any, **extra: Any) -> dict[str, Any]:
+    """A shadow, version 5, that gets this share."""
+    return {"shadow": [{"version": 5, "sample": sample, **extra}]}
+
+
+HEADERS = ["", "x user", "x_user", "x:user", "-x", "x\n", "größe", "x" * 65, 5, None, ["x"]]
+
+TRAFFIC_FAULTS: list[tuple[Any, str, str]] = [
+    # raw, path under `traffic`, a telling word
+    (candidates(0.005), ".candidates[0].weight", "at most two decimals, as in 0.25; got 0.005"),
+    (candidates(33.333), ".candidates[0].weight", "at most two decimals"),
+    (candidates(5, 0.125), ".candidates[1].weight", "at most two decimals"),
+    (candidates(-0.01), ".candidates[0].weight", "greater than or equal to 0"),
+    (candidates(100.01), ".candidates[0].weight", "less than or equal to 100"),
+    (candidates(NAN), ".candidates[0].weight", "got nan"),
+    (candidates(INFINITY), ".candidates[0].weight", "less than or equal to 100"),
+    (candidates(True), ".candidates[0].weight", "valid number; got True"),
+    (candidates("5"), ".candidates[0].weight", "valid number; got '5'"),
+    (candidates("5 %"), ".candidates[0].weight", "valid number; got '5 %'"),
+    (candidates(None), ".candidates[0].weight", "valid number; got None"),
+    (candidates([5]), ".candidates[0].weight", "valid number; got [5]"),
+    (candidates(60, 40.01), ".candidates", "100.01 % together, allowed are 100"),
+    (candidates(100, 100), ".candidates", "200 % together"),
+    ({"candidates": [{"version": 2}]}, ".candidates[0].weight", "required"),
+    ({"candidates": [{"weight": 2}]}, ".candidates[0].version", "required"),
+    (candidates(5, version="latest"), ".candidates[0].version", "'latest'"),
+    (candidates(5, version=0), ".candidates[0].version", "greater than or equal to 1"),
+    (candidates(5, version=True), ".candidates[0].version", "whole number from 1"),
+    (candidates(5, version=4.0), ".candidates[0].version", "whole number from 1"),
+    (candidates(5, 5, version=4), ".candidates", "version 4 is given twice"),
+    (
+        {"candidates": [{"version": "4", "weight": 1}, {"version": 4, "weight": 1}]},
+        ".candidates",
+        "version 4 is given twice",
+    ),
+    (
+        {"shadow": [{"version": 5, "sample": 1}, {"version": "05", "sample": 2}]},
+        ".shadow",
+        "version 5 is given twice",
+    ),
+    (candidates(5, wieght=5), ".candidates[0].wieght", "unknown key. Did you mean 'weight'?"),
+    (candidates(5, sample=5), ".candidates[0].sample", "Allowed: version, weight, allow_sig"),
+    (
+        candidates(5, allow_signature_changes=True),
+        ".candidates[0].allow_signature_changes",
+        "Did you mean 'allow_signature_change'?",
+    ),
+    (
+        candidates(5, allow_signature_change="yes"),
+        ".candidates[0].allow_signature_change",
+        "valid boolean; got 'yes'",
+    ),
+    (shadow(5, sampel=1), ".shadow[0].sampel", "Did you mean 'sample'?"),
+    (shadow(5, weight=1), ".shadow[0].weight", "Allowed: version, sample"),
+    (shadow(0.001), ".shadow[0].sample", "at most two decimals"),
+    (shadow("10"), ".shadow[0].sample", "valid number; got '10'"),
+    (shadow(True), ".shadow[0].sample", "valid number; got True"),
+    ({"candidate": []}, ".candidate", "Did you mean 'candidates'?"),
+    ({"max_queue_rows": 5}, ".max_queue_rows", "Allowed: candidates, sticky, shadow"),
+    ({"sticky": {"header": "x", "key": "y"}}, ".sticky.key", "unknown key. Allowed: header"),
+    ({"sticky": {}}, ".sticky.header", "required"),
+    *(({"sticky": {"header": name}}, ".sticky.header", f"got {name!r}") for name in HEADERS),
+    ({"candidate_timeout_s": 0}, ".candidate_timeout_s", "greater than 0"),
+    ({"candidate_timeout_s": "1s"}, ".candidate_timeout_s", "got '1s'"),
+    ({"max_shadow_requests": 0}, ".max_shadow_requests", "greater than or equal to 1"),
+    ({"max_shadow_requests": True}, ".max_shadow_requests", "got True"),
+    ({"max_shadow_bytes": 100}, ".max_shadow_bytes", "greater than or equal to 1024"),
+]
+
+
+@pytest.mark.parametrize(("raw", "path", "word"), TRAFFIC_FAULTS)
+def test_faults_in_traffic(raw: Any, path: str, word: str) -> None:
+    faults = faults_in(parse_user_config, {"traffic": raw}, "deployments[0].user_config")
+    path = f"deployments[0].user_config.traffic{path}"
+    assert list(faults) == [path]
+    assert word in faults[path]
+
+
+def test_every_fault_in_traffic_is_told_at_once() -> None:
+    raw = {**candidates(5.555, True), **shadow("1", sampel=1), "sticky": {"heder": "x y"}}
+    faults = faults_in(parse_user_config, {"traffic": raw})
+    assert set(faults) == {
+        "traffic.candidates[0].weight",
+        "traffic.candidates[1].weight",
+        "traffic.shadow[0].sample",
+        "traffic.shadow[0].sampel",
+        "traffic.sticky.header",
+        "traffic.sticky.heder",
+    }
+    assert "Did you mean 'header'?" in faults["traffic.sticky.heder"]
+
+
+def test_traffic_as_people_write_it() -> None:
+    written = """
+    traffic:
+      candidates:
+      - {version: "4", weight: 5}
+      - {version: 6, weight: 0.25, allow_signature_change: true}
+      sticky: {header: x-user-id}
+      shadow: [{version: "5", sample: 12.5}]
+      candidate_timeout_s: 0.2
+    """
+    traffic = parse_user_config(yaml.safe_load(written)).traffic
+    assert traffic is not None
+    assert [(item.version, item.slots) for item in traffic.candidates] == [(4, 500), (6, 25)]
+    assert [item.allow_signature_change for item in traffic.candidates] == [False, True]
+    assert traffic.sticky is not None
+    assert traffic.sticky.header == "x-user-id"
+    assert [(item.version, item.sample) for item in traffic.shadow] == [(5, 12.5)]
+    assert traffic.candidate_timeout_s == 0.2
+
+
+def test_traffic_without_anybody() -> None:
+    traffic = parse_user_config({"traffic": {}}).traffic
+    assert traffic is not None
+    assert traffic.model_dump() == {
+        "candidates": (),
+        "sticky": None,
+        "shadow": (),
+        "candidate_timeout_s": None,
+        "max_shadow_requests": 32,
+        "max_shadow_bytes": 32 * 1024 * 1024,
+    }
+
+
+def slots_of(*weights: Any) -> list[int]:
+    traffic = parse_user_config({"traffic": candidates(*weights)}).traffic
+    assert traffic is not None
+    return [item.slots for item in traffic.candidates]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000))
+def test_weights_are_exact_in_hundredths(slots: int) -> None:
+    """Also where the decimal is no binary fraction: a hundred times 0.29 is a bit less than 29."""
+    assert slots_of(yaml.safe_load(f"{slots // 100}.{slots % 100:02}")) == [slots]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 100_000).filter(lambda thousandths: thousandths % 10))
+def test_a_third_decimal_is_refused(thousandths: int) -> None:
+    written = yaml.safe_load(f"{thousandths // 1000}.{thousandths % 1000:03}")
+    faults = faults_in(parse_user_config, {"traffic": candidates(written)})
+    assert list(faults) == ["traffic.candidates[0].weight"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=6))
+def test_weights_are_at_most_all_together(slots: list[int]) -> None:
+    weights = [part / 100 for part in slots]
+    if sum(slots) > 10_000:
+        faults = faults_in(parse_user_config, {"traffic": candidates(*weights)})
+        assert list(faults) == ["traffic.candidates"]
+    else:
+        assert slots_of(*weights) == slots
+
+
+@pytest.mark.parametrize("weights", [(33.33, 33.33, 33.34), (0.1, 0.2, 99.7), (100,), (100, 0)])
+def test_all_of_the_requests_may_be_shared_out(weights: tuple[float, ...]) -> None:
+    assert sum(slots_of(*weights)) == 10_000
+
+
+@pytest.mark.parametrize("name", ["x-user-id", "Cookie", "X1", "a", "x" * 64])
+def test_header_names(name: str) -> None:
+    traffic = parse_user_config({"traffic": {"sticky": {"header": name}}}).traffic
+    assert traffic is not None
+    assert traffic.sticky is not None
+    assert traffic.sticky.header == name
+
+
+def test_a_version_may_be_candidate_and_shadow() -> None:
+    """Odd, but not wrong: `rayprism check` warns of it."""
+    assert parse_user_config({"traffic": {**candidates(1, version=5), **shadow(1)}}).traffic

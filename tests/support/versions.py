@@ -54,14 +54,15 @@ class Proxy:
     """Serve's proxy: sends requests on to versions, and records them.
 
     `stand_ins` answer in place of a version: ASGI applications, or RPC methods under the key
-    `(version, "grpc")`. `hidden` versions are not known to the controller, but answer.
+    `(version, "grpc")`.
     """
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.members: dict[int, Member] = {}
         self.stand_ins: dict[Any, Callable[..., Awaitable[Any]]] = {}
-        self.hidden: set[int] = set()
+        self.deployed: set[int] = set()
+        """What the controller knows of."""
         self.calls: list[Call] = []
         self.asked = 0
         self.http_port = 0
@@ -72,8 +73,7 @@ class Proxy:
         self.asked += 1
         applications = {
             f"{self.model}-{version}": application(self.model, version, self.route(version))
-            for version in {*self.members, *(key for key in self.stand_ins if type(key) is int)}
-            if version not in self.hidden
+            for version in self.deployed
         }
         functions = [] if self.grpc_port is None else ["add_servicer"]
         return {
@@ -179,6 +179,7 @@ async def fleet(
     """
     versions = list(versions)
     proxy = Proxy(versions[0].manifest.model)
+    proxy.deployed = {version.manifest.version for version in versions}
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(_http(proxy))
         if rpcs:

@@ -2,8 +2,9 @@
 
 Every key, and every draw, falls into one of 10,000 slots: a slot is a hundredth of a percent, so
 weights are exact. A candidate takes as many slots as its weight says, always the same ones in the
-same order; the rest is the stable version's. So raising a weight moves keys towards that candidate
-and never takes one from it, and no other key of the stable version moves.
+same order; the rest is the stable version's. So raising a weight never takes a key from that
+candidate, nor gives one back to the stable version; and where the candidates do not meet, which
+takes weights that are large together, keys move from the stable version to that candidate only.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ class Split:
 
     def _take(self, version: int, weight: int) -> None:
         # Where a version begins depends on its number alone, so that the others may come and go.
-        # Neighbours grow away from each other, from starts that are far apart from the next pair's:
-        # only weights that are large together make a later one go around an earlier one.
+        # Neighbours grow away from each other, from starts that are far from those of the pairs
+        # before and after: any five versions in a row have room for 19 % each before two of them
+        # meet. Where they do, the later one goes around the earlier.
         start, step = _start(version // 2), 1 if version % 2 == 0 else -1
         slot = start if step == 1 else start - 1
         while weight > 0:
@@ -79,17 +81,17 @@ class Split:
             slot += step
 
 
-def _start(number: int) -> int:
-    """The number-th of 0, 1/2, 1/4, 3/4, 1/8, ... as a slot.
+_GOLDEN = 2654435769
+"""2**32 over the golden ratio."""
 
-    Source: van der Corput's sequence in base 2.
+
+def _start(number: int) -> int:
+    """The number-th multiple of the golden ratio around the circle, as a slot.
+
+    Source: Knuth, The Art of Computer Programming, vol. 3, 6.4 (Fibonacci hashing): each multiple
+    falls into a largest gap that those before it left, and any few in a row lie far apart.
     """
-    place, share = 0.0, 0.5
-    while number:
-        number, bit = divmod(number, 2)
-        place += bit * share
-        share /= 2
-    return int(place * SLOTS)
+    return (number * _GOLDEN % 2**32) * SLOTS >> 32
 
 
 class Breaker:
@@ -125,7 +127,7 @@ class Breaker:
         return self._open_until_s is not None
 
     def allows(self, now_s: float) -> bool:
-        """Whether a request may be sent now. If so, `succeeded`, `failed` or `abandoned` follows."""
+        """Whether a request may be sent now; then `succeeded`, `failed` or `abandoned` follows."""
         if self._open_until_s is None:
             return True
         if self._testing or now_s < self._open_until_s:

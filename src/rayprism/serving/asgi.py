@@ -206,9 +206,15 @@ async def send_body(
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_json(send: Send, document: Any, *, status: int = 200) -> None:
+async def send_json(
+    send: Send,
+    document: Any,
+    *,
+    status: int = 200,
+    extra: tuple[tuple[bytes, bytes], ...] = (),
+) -> None:
     """Sends a document of the protocol."""
-    await send_body(send, orjson.dumps(document), {}, status=status)
+    await send_body(send, orjson.dumps(document), {}, status=status, extra=extra)
 
 
 async def send_html(send: Send, page: str) -> None:
@@ -241,10 +247,12 @@ async def send_error(
     await send_body(send, error_body(error), {}, status=http_status(error), extra=signature)
 
 
-async def send_method_not_allowed(send: Send, method: str, path: str, allowed: str) -> None:
+async def send_method_not_allowed(
+    send: Send, method: str, path: str, allowed: str, extra: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
     """Sends 405."""
-    body = orjson.dumps({"error": f"{method} {path}: allowed is {allowed}"})
-    await send_body(send, body, {}, status=405, extra=((b"allow", allowed.encode()),))
+    document = {"error": f"{method} {path}: allowed is {allowed}"}
+    await send_json(send, document, status=405, extra=(*extra, (b"allow", allowed.encode())))
 
 
 def unknown_path(path: str) -> NotFound:

@@ -55,8 +55,8 @@ class Busy(Exception):
     """As many requests are on their way already as are allowed."""
 
 
-class _Stale(Unreachable):
-    """A kept connection was closed by the other side before it answered anything."""
+class _Unanswered(Unreachable):
+    """The other side closed the connection before it answered anything."""
 
 
 class _Refused(Exception):
@@ -173,7 +173,7 @@ class HttpForwarder:
             if self._idle:
                 try:
                     return await self._idle.pop().exchange(head, body, due, timeout_s)
-                except _Stale:
+                except _Unanswered:
                     pass
             connection = await self._connect(due, timeout_s)
             return await connection.exchange(head, body, due, timeout_s)
@@ -198,15 +198,15 @@ class HttpForwarder:
             async with asyncio.timeout_at(until):
                 await loop.create_connection(lambda: connection, self._host, self._port)
         except (OSError, UnicodeError) as error:
-            connection.abandon()
             # A TimeoutError is an OSError, of ours or of the system's.
             if loop.time() >= due - _EARLY_S:
                 raise _too_late(self._name, timeout_s) from None
             why = str(error) or f"not within {self._connect_timeout_s:g} s"
             raise Unreachable(f"no connection to {self._name}: {why}") from error
-        except asyncio.CancelledError:
-            connection.abandon()
-            raise
+        # Not in connection_made: uvloop closes a connection that comes as its request is cancelled
+        # without ever calling connection_lost.
+        if not connection.closing:
+            self._open.add(connection)
         return connection
 
     def _head(self, path: bytes, headers: Iterable[Header], length: int) -> bytes:
@@ -232,36 +232,12 @@ class _Connection(asyncio.Protocol):
     later most of the time, so the timer stays where it is and looks again when it comes.
     """
 
-    __slots__ = (
-        "_begun",
-        "_chunks",
-        "_complete",
-        "_due",
-        "_fault",
-        "_head_bytes",
-        "_headers",
-        "_keep",
-        "_loop",
-        "_lost",
-        "_owner",
-        "_parser",
-        "_reused",
-        "_size",
-        "_status",
-        "_timeout_s",
-        "_timer",
-        "_timer_due",
-        "_transport",
-        "_waiter",
-    )
-
     def __init__(self, owner: HttpForwarder, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
         self._loop = loop
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
-        self._lost = False
-        self._reused = False
+        self.closing = False
         self._waiter: asyncio.Future[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -278,7 +254,7 @@ class _Connection(asyncio.Protocol):
     async def exchange(self, head: bytes, body: bytes, due: float, timeout_s: float) -> Answer:
         """Sends a request and waits for its answer, until `due` of the loop's clock."""
         transport = self._transport
-        if transport is None or self._lost:
+        if transport is None or self.closing:
             fault = self._fault or "closed the connection before it answered"
             raise Unreachable(f"{self._owner._name} {fault}")
         self._expect()
@@ -299,8 +275,8 @@ class _Connection(asyncio.Protocol):
             raise
 
     def abandon(self) -> None:
-        """Closes the connection, also if it is only about to come."""
-        self._lost = True
+        """Closes the connection, without sending what is left to send."""
+        self.closing = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -309,13 +285,11 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
         self._transport = cast(asyncio.Transport, transport)
-        self._owner._open.add(self)
-        if self._lost:
-            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """A part of an answer, or what nobody asked for."""
-        if self._waiter is None or self._parser is None:
+        waiter = self._waiter
+        if waiter is None or self._parser is None:
             self._fault = "sent something before it was asked"
             self._leave()
             return
@@ -329,7 +303,7 @@ class _Connection(asyncio.Protocol):
                 return
             self._keep = False
         if self._complete:
-            self._finish()
+            self._finish(waiter)
         elif self._status == 0:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
@@ -337,8 +311,9 @@ class _Connection(asyncio.Protocol):
                 self._end(Unreachable(f"{self._owner._name} {fault}"))
 
     def eof_received(self) -> None:
-        """The other side sends no more; the transport then closes itself."""
-        if self._waiter is None:
+        """The other side sends no more, which may be the end of an answer."""
+        waiter = self._waiter
+        if waiter is None:
             self._leave()
         elif (
             self._status
@@ -346,7 +321,10 @@ class _Connection(asyncio.Protocol):
             and b"transfer-encoding" not in self._headers
         ):
             self._keep = False
-            self._finish()
+            self._finish(waiter)
+        else:
+            # Not left to the transport: it would first send what is left of the request.
+            self._break_off("")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more."""
@@ -356,15 +334,8 @@ class _Connection(asyncio.Protocol):
             self._timer.cancel()
         # Parser and connection hold each other.
         self._parser = None
-        if self._waiter is None:
-            return
-        why = "" if exc is None else f": {exc}"
-        if self._begun:
-            text = f"{self._owner._name} broke off in the middle of its answer{why}"
-            self._end(Unreachable(text))
-        else:
-            text = f"{self._owner._name} closed the connection before it answered{why}"
-            self._end(_Stale(text) if self._reused else Unreachable(text))
+        if self._waiter is not None:
+            self._break_off("" if exc is None else f": {exc}")
 
     # httptools' callbacks
 
@@ -415,10 +386,8 @@ class _Connection(asyncio.Protocol):
         self._status = self._size = self._head_bytes = 0
         self._begun = self._complete = self._keep = False
 
-    def _finish(self) -> None:
+    def _finish(self, waiter: asyncio.Future[Answer]) -> None:
         """The whole answer is there."""
-        waiter = self._waiter
-        assert waiter is not None
         chunks = self._chunks
         if waiter.done():
             self._end(None)
@@ -430,7 +399,6 @@ class _Connection(asyncio.Protocol):
         # An answer before the end of the request: its rest is still to be sent.
         unsent = self._transport.get_write_buffer_size()  # type: ignore[union-attr]
         if self._keep and not unsent and not owner._closed:
-            self._reused = True
             self._wake_at(self._loop.time() + owner._idle_s)
             owner._idle.append(self)
         else:
@@ -442,6 +410,14 @@ class _Connection(asyncio.Protocol):
         if waiter is not None and error is not None and not waiter.done():
             waiter.set_exception(error)
         self.abandon()
+
+    def _break_off(self, why: str) -> None:
+        """The other side closed the connection with a request on it."""
+        name = self._owner._name
+        if self._begun:
+            self._end(Unreachable(f"{name} broke off in the middle of its answer{why}"))
+        else:
+            self._end(_Unanswered(f"{name} closed the connection before it answered{why}"))
 
     def _leave(self) -> None:
         """Not to be used again."""

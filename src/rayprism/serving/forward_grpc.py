@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ import grpc.aio
 from rayprism.core.tensors import Tensors
 from rayprism.protocol import grpc as codec
 from rayprism.serving.links import Link, Links
-from rayprism.serving.shadows import Copy
+from rayprism.serving.shadows import Copy, Reply, keep_copy
 from rayprism.serving.traffic import (
     FORWARDED_HEADER,
     TIMEOUT_HEADER,
@@ -134,13 +135,22 @@ async def _infer(
     forwarder = links.grpc
     if forwarder is None:
         raise NoAnswer("unreachable")
+    if forwarder.is_busy:
+        raise NoAnswer("busy")
     try:
         answer, trailing = await forwarder.infer(data, metadata, budget_s)
     except grpc.aio.AioRpcError as error:
-        reason = _REASONS.get(error.code(), "refused")
-        if named and reason in ("refused", "error", "overloaded"):
+        if (VERSION_HEADER, str(version)) not in tuple(error.trailing_metadata() or ()):
+            # Of a proxy that cannot reach the version, or of another version.
+            raise NoAnswer(_REASONS.get(error.code(), "refused")) from None
+        if named:
             raise
-        raise NoAnswer(reason) from None
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            raise NoAnswer("not_ready") from None
+        raise NoAnswer(_REASONS.get(error.code(), "refused")) from None
+    except Exception:
+        # gRPC's own classes for what it cannot send are private. What remains is the metadata.
+        raise NoAnswer("refused") from None
     if trailing.get(VERSION_HEADER) != str(version):
         raise NoAnswer("wrong_version")
     return answer
@@ -165,15 +175,20 @@ def grpc_shadow_copy(
         timeout_s: How long the shadow may take.
     """
     # The client may have named this version in the message; the shadow is another one.
-    message = codec.ModelInferRequest()
-    message.CopyFrom(request)
-    message.model_version = ""
-    data = message.SerializeToString()
+    if request.model_version:
+        message = codec.ModelInferRequest()
+        message.CopyFrom(request)
+        message.model_version = ""
+        request = message
+    data = request.SerializeToString()
 
-    async def deliver(version: int, links: Links, link: Link) -> Tensors:
+    async def deliver(version: int, links: Links, link: Link) -> Reply:
         sent = _metadata(metadata, link, f"{request_id}-shadow", sender, timeout_s)
         answer = await _infer(links, data, sent, timeout_s, version, named=False)
-        message = codec.ModelInferResponse.FromString(answer)
-        return codec.decode_infer_response_grpc(message).outputs
+        return Reply(len(answer), partial(_decode, answer))
 
-    return Copy(len(data) + sum(array.nbytes for array in outputs.values()), outputs, deliver)
+    return keep_copy(len(data), outputs, deliver)
+
+
+def _decode(answer: bytes) -> Tensors:
+    return codec.decode_infer_response_grpc(codec.parse_infer_response(answer)).outputs

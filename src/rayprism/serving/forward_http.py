@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from rayprism.core.tensors import Tensors
 from rayprism.protocol.http import decode_infer_response
-from rayprism.serving.asgi import Send
+from rayprism.protocol.messages import InferRequest
+from rayprism.serving.asgi import Send, header_length
 from rayprism.serving.forward import Answer, Busy, Unreachable, forwardable_headers
 from rayprism.serving.links import Link, Links
-from rayprism.serving.shadows import Copy
+from rayprism.serving.shadows import Copy, Reply, keep_copy
 from rayprism.serving.traffic import (
     FORWARDED_HEADER,
     TIMEOUT_HEADER,
@@ -71,9 +73,10 @@ class HttpCall:
         """
         extra = _extra_headers(self._request_id, self._sender, budget_s)
         answer = await _post(links, link, self._headers, extra, self._body, budget_s)
-        if self._target.named and answer.status not in (404, 502):
-            return answer
-        _check_answer(answer, self._target.version)
+        version = self._target.version
+        # A proxy that cannot reach it answers, too, and its pages mean nothing to a client.
+        if not (self._target.named and answer.headers.get(_VERSION) == b"%d" % version):
+            _check_answer(answer, version)
         return answer
 
 
@@ -96,16 +99,18 @@ async def _post(
     forwarder = links.http
     if forwarder is None:
         raise NoAnswer("unreachable")
-    sent = [header for header in forwardable_headers(headers) if header[0] not in _REPLACED]
-    sent.extend(extra)
     try:
+        sent = [header for header in forwardable_headers(headers) if header[0] not in _REPLACED]
+        sent.extend(extra)
         return await forwarder.post(link.route + b"/infer", sent, body, budget_s)
     except TimeoutError:
         raise NoAnswer("late") from None
     except Busy:
         raise NoAnswer("busy") from None
-    except (Unreachable, ValueError):
+    except Unreachable:
         raise NoAnswer("unreachable") from None
+    except ValueError:
+        raise NoAnswer("refused") from None  # a header that cannot be sent on
 
 
 def _check_answer(answer: Answer, version: int) -> None:
@@ -122,7 +127,7 @@ def _reason(answer: Answer) -> str:
         return "overloaded" if b"retry-after" in answer.headers else "not_ready"
     if answer.status == 504:
         return "late"
-    return "error" if answer.status >= 500 else "refused"
+    return "refused" if 400 <= answer.status < 500 else "error"
 
 
 async def send_answer(send: Send, answer: Answer) -> None:
@@ -138,6 +143,7 @@ def shadow_copy(
     body: bytes,
     request_id: str,
     sender: str,
+    request: InferRequest,
     outputs: Tensors,
     timeout_s: float,
 ) -> Copy:
@@ -148,18 +154,27 @@ def shadow_copy(
         body: As it came.
         request_id: Of the request.
         sender: The version that answered it.
+        request: What the body says.
         outputs: Its answer.
         timeout_s: How long the shadow may take.
     """
+    # An answer that is compressed for the client would have to be inflated here.
+    plain = [header for header in headers if header[0] != b"accept-encoding"]
 
-    async def deliver(version: int, links: Links, link: Link) -> Tensors:
+    async def deliver(version: int, links: Links, link: Link) -> Reply:
         extra = _extra_headers(f"{request_id}-shadow", sender, timeout_s)
-        plain = [header for header in headers if header[0] != b"accept-encoding"]
         answer = await _post(links, link, plain, extra, body, timeout_s)
         _check_answer(answer, version)
-        length = answer.headers.get(b"inference-header-content-length")
-        json_length = None if length is None else int(length)
-        return decode_infer_response(answer.body, json_length).outputs
+        return Reply(len(answer.body), partial(_decode, answer))
 
-    size_bytes = len(body) + sum(array.nbytes for array in outputs.values())
-    return Copy(size_bytes, outputs, deliver)
+    return keep_copy(len(body), outputs, deliver, json_names=_json_outputs(request, outputs))
+
+
+def _decode(answer: Answer) -> Tensors:
+    return decode_infer_response(answer.body, header_length(answer.headers)).outputs
+
+
+def _json_outputs(request: InferRequest, outputs: Tensors) -> frozenset[str]:
+    if request.outputs:
+        return frozenset(output.name for output in request.outputs if not output.binary)
+    return frozenset() if request.binary_by_default else frozenset(outputs)

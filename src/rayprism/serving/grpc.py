@@ -13,7 +13,6 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import grpc
@@ -34,6 +33,10 @@ from rayprism.serving.traffic import (
 )
 
 __all__ = ["GrpcMethods", "ServerMethods", "rpc"]
+
+_DAY_S = 86_400.0
+_RETURNED = frozenset({VERSION_HEADER, "retry-after"})
+"""Trailing metadata of another version's error that its client gets."""
 
 logger = logging.getLogger("ray.serve.rayprism")
 _Method = Callable[[Any, Any, Any], Awaitable[Any]]
@@ -60,6 +63,8 @@ def _fail(grpc_context: Any, error: Exception) -> None:
         # Of the version that the client named: its answer is this one.
         grpc_context.set_code(error.code())
         grpc_context.set_details(error.details() or "")
+        trailing = error.trailing_metadata() or ()
+        grpc_context.set_trailing_metadata([item for item in trailing if item[0] in _RETURNED])
         return
     if not isinstance(error, RequestError):
         logger.error("Request %s met an unexpected error.", _request_id(), exc_info=error)
@@ -173,16 +178,17 @@ class GrpcMethods(ServerMethods):
             service.check_target(request.model_name or None, request.model_version)
         decoded = codec.decode_infer_request_grpc(request)
         outputs = await service.infer(decoded, request_id, arrival_s=arrival_s, most_s=most_s)
+        answer = codec.encode_infer_response_grpc(
+            service.model_name, service.version, decoded, outputs
+        )
         if service.shadows.is_on and FORWARDED_HEADER not in said:
-            timeout_s = service.config.default_timeout_s
+            timeout_s = min(decoded.timeout_s or _DAY_S, service.config.default_timeout_s)
             service.shadows.offer(
                 lambda: grpc_shadow_copy(
                     request, metadata, request_id, service.version, outputs, timeout_s
                 )
             )
-        return codec.encode_infer_response_grpc(
-            service.model_name, service.version, decoded, outputs
-        )
+        return answer
 
     def _target(self, request: Any, said: Mapping[str, str]) -> Target | None:
         """Where a request goes; None where it is answered, or refused, here."""
@@ -195,7 +201,7 @@ class GrpcMethods(ServerMethods):
         key = said.get(traffic.sticky_header) if traffic.sticky_header is not None else None
         return traffic.target(
             request.model_version or said.get(VERSION_HEADER),
-            None if key is None else key.encode("latin-1", "replace"),
+            key.encode("latin-1", "replace") if isinstance(key, str) else key,
         )
 
     async def _send_on(
@@ -212,4 +218,4 @@ class GrpcMethods(ServerMethods):
             allowed_s = most_s
         budget_s = service.traffic.budget_s(target, allowed_s)
         call = GrpcCall(request, metadata, request_id, service.version, target)
-        return await service.traffic.send(target, partial(call.deliver, budget_s))
+        return await service.traffic.send(target, budget_s, call.deliver)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from rayprism.errors import Unsupported
@@ -165,12 +164,13 @@ class ModelApp(AsgiApp):
             return
         allowed = wrong_method(endpoint, scope["method"])
         if allowed:
-            await send_method_not_allowed(send, scope["method"], scope["path"], allowed)
+            method, path = scope["method"], scope["path"]
+            await send_method_not_allowed(send, method, path, allowed, self.signature)
         elif endpoint.operation == "docs":
             beside = "../" if scope["path"].endswith("/") else ""
             await send_html(send, documentation.docs_page(f"{beside}openapi.json"))
         else:
-            await send_json(send, self._document(endpoint.operation))
+            await send_json(send, self._document(endpoint.operation), extra=self.signature)
 
     async def _infer(
         self,
@@ -195,7 +195,7 @@ class ModelApp(AsgiApp):
                 allowed_s = self._allowed_s(sent, headers, most_s)
                 budget_s = traffic.budget_s(target, allowed_s)
                 call = HttpCall(scope["headers"], sent, request_id, service.version, target)
-                answer = await traffic.send(target, partial(call.deliver, budget_s))
+                answer = await traffic.send(target, budget_s, call.deliver)
                 if answer is not None:
                     await send_answer(send, answer)
                     return
@@ -210,7 +210,7 @@ class ModelApp(AsgiApp):
             timeout_s = min(request.timeout_s or _DAY_S, service.config.default_timeout_s)
             service.shadows.offer(
                 lambda: shadow_copy(
-                    scope["headers"], sent, request_id, service.version, outputs, timeout_s
+                    scope["headers"], sent, request_id, service.version, request, outputs, timeout_s
                 )
             )
 
@@ -220,8 +220,8 @@ class ModelApp(AsgiApp):
         traffic = self._service.traffic
         wanted = headers.get(_VERSION)
         key = None
-        if traffic.sticky_header is not None:
-            key = headers.get(traffic.sticky_header.encode())
+        if traffic.sticky_header_bytes is not None:
+            key = headers.get(traffic.sticky_header_bytes)
         return traffic.target(None if wanted is None else wanted.decode("latin-1"), key)
 
     def _allowed_s(self, sent: bytes, headers: Headers, most_s: float | None) -> float:

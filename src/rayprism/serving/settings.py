@@ -203,7 +203,9 @@ class TrafficConfig(_Settings):
     @field_validator("candidates", "shadow", mode="before")
     @classmethod
     def _from_list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        if not isinstance(value, list | tuple):
+            raise ValueError("a list")
+        return tuple(value)
 
     @field_validator("candidates", "shadow")
     @classmethod

@@ -7,26 +7,32 @@ What it gives is compared and thrown away: clients never see it, wait for it, or
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from rayprism.core.compare import Tolerance, compare_outputs
-from rayprism.core.tensors import Tensors
+from rayprism.core.tensors import Array, Tensors
 from rayprism.core.traffic import ShadowBudget
 from rayprism.errors import RequestError
 from rayprism.serving.links import Link, Links
 from rayprism.serving.settings import TrafficConfig
-from rayprism.serving.traffic import NoAnswer
+from rayprism.serving.traffic import LOST, NoAnswer
 
-__all__ = ["Copy", "Shadows"]
+__all__ = ["Copy", "Reply", "Shadows", "keep_copy"]
 
 _PAUSE_S = 0.002
 """Between two looks at whether there is time for copies."""
+_MOST_AT_ONCE = 4
+"""Copies that are sent at one look; what they cost together is what a client may wait for them."""
 _LATE_LOOP_S = 0.002
 """An event loop that is later than this has enough to do."""
 _OLDEST_S = 1.0
@@ -37,23 +43,71 @@ logger = logging.getLogger("ray.serve.rayprism")
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """What a shadow answered.
+
+    Args:
+        size_bytes: Of its body.
+        decode: Gives its outputs; raises RequestError where it cannot be read.
+    """
+
+    size_bytes: int
+    decode: Callable[[], Tensors]
+
+
+@dataclass(frozen=True, slots=True)
 class Copy:
     """A request that was answered, to be sent to a shadow as well.
 
     Args:
         size_bytes: Of its body and of the outputs.
         outputs: What the client got.
-        deliver: Sends it to a version and gives its outputs; raises NoAnswer where there are none.
+        deliver: Sends it to a version; raises NoAnswer where there is no answer.
+        json_names: Outputs that the reply has in JSON.
     """
 
     size_bytes: int
     outputs: Tensors
-    deliver: Callable[[int, Links, Link], Awaitable[Tensors]]
+    deliver: Callable[[int, Links, Link], Awaitable[Reply]]
+    json_names: frozenset[str] = frozenset()
+
+
+def keep_copy(
+    body_bytes: int,
+    outputs: Tensors,
+    deliver: Callable[[int, Links, Link], Awaitable[Reply]],
+    json_names: frozenset[str] = frozenset(),
+) -> Copy:
+    """A copy that keeps no more in memory than its size says.
+
+    Args:
+        body_bytes: Of the request.
+        outputs: As the model gave them: often views of a whole batch's.
+        deliver: As for `Copy`.
+        json_names: Likewise.
+    """
+    kept = {name: _own(array) for name, array in outputs.items()}
+    size_bytes = body_bytes + sum(_size_bytes(array) for array in kept.values())
+    return Copy(size_bytes, kept, deliver, json_names)
+
+
+def _own(array: Array) -> Array:
+    base = array.base
+    if isinstance(base, np.ndarray) and base.nbytes > 2 * array.nbytes:
+        return array.copy()
+    return array
+
+
+def _size_bytes(array: Array) -> int:
+    # Of strings numpy counts the pointers only.
+    strings = sum(map(len, array.flat)) if array.dtype.kind == "O" else 0
+    return array.nbytes + strings
 
 
 @dataclass(slots=True)
 class _Shadow:
     share: float = 0.0
+    budget: ShadowBudget = field(default_factory=lambda: ShadowBudget(1, 1))
     compared: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
@@ -89,41 +143,56 @@ class Shadows:
         self._draw = draw
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._budget = ShadowBudget(1, 1)
+        # Of no request, or the one that began to look would be held, and named in the log, for as
+        # long as there is something to look at.
+        self._context = contextvars.Context()
         self._shadows: dict[int, _Shadow] = {}
         self._active: list[tuple[int, _Shadow]] = []
         self._waiting: deque[tuple[float, int, Copy]] = deque()
         self._sending: set[asyncio.Task[None]] = set()
         self._look: asyncio.TimerHandle | None = None
         self._look_s = 0.0
+        self._at_once = 1
         self.is_on = False
         """Whether copies are wanted at all."""
 
     def reconfigure(self, config: TrafficConfig | None) -> None:
-        """Takes new samples and bounds. Counts are kept."""
+        """Takes new samples and bounds. Counts are kept, and so is what waits or is on its way."""
         config = config or TrafficConfig()
-        self._budget.max_requests = config.max_shadow_requests
-        self._budget.max_bytes = config.max_shadow_bytes
+        wanted = [
+            shadow for shadow in config.shadow if shadow.sample and shadow.version != self._version
+        ]
         self._active = []
-        for shadow in config.shadow:
-            if shadow.sample and shadow.version != self._version:
-                entry = self._shadows.setdefault(shadow.version, _Shadow())
-                entry.share = shadow.sample / 100
-                self._active.append((shadow.version, entry))
+        for shadow in wanted:
+            entry = self._shadows.setdefault(shadow.version, _Shadow())
+            entry.share = shadow.sample / 100
+            # To each a part of its own: one that hangs would soon hold all of it.
+            entry.budget.max_requests = max(1, config.max_shadow_requests // len(wanted))
+            entry.budget.max_bytes = config.max_shadow_bytes // len(wanted)
+            self._active.append((shadow.version, entry))
         self.is_on = bool(self._active) and self._links is not None
 
     def offer(self, make: Callable[[], Copy]) -> None:
-        """Draws, for a request that was answered, who gets a copy of it.
+        """Draws, for a request that was answered, who gets a copy of it. Never raises.
 
         Args:
-            make: Makes the copy; called only where one is wanted.
+            make: Makes the copy; called only where one is wanted and may be kept.
         """
         copy: Copy | None = None
         for version, shadow in self._active:
             if self._draw() >= shadow.share:
                 continue
-            copy = copy or make()
-            refused = self._budget.admit(copy.size_bytes)
+            budget = shadow.budget
+            if budget.requests >= budget.max_requests:
+                shadow.dropped["requests"] += 1
+                continue
+            try:
+                copy = copy or make()
+            except Exception:
+                shadow.dropped["internal"] += 1
+                logger.exception("A request could not be copied for version %d.", version)
+                continue
+            refused = budget.admit(copy.size_bytes)
             if refused:
                 shadow.dropped[refused] += 1
                 continue
@@ -133,37 +202,47 @@ class Shadows:
 
     def _look_later(self) -> None:
         self._look_s = self._clock() + _PAUSE_S
-        self._look = self._loop.call_later(_PAUSE_S, self._on_look)
+        self._look = self._loop.call_later(_PAUSE_S, self._on_look, context=self._context)
 
     def _on_look(self) -> None:
         self._look = None
         now_s = self._clock()
         if now_s - self._look_s > _LATE_LOOP_S or self._is_busy():
+            self._at_once = 1
             self._drop_old(now_s)
         else:
-            _, version, copy = self._waiting.popleft()
-            task = self._loop.create_task(self._send(version, copy))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            for _ in range(min(self._at_once, len(self._waiting))):
+                self._start(*self._waiting.popleft()[1:])
+            # More as long as the loop keeps its time: it tells what the last ones cost.
+            self._at_once = min(self._at_once + 1, _MOST_AT_ONCE)
         if self._waiting:
             self._look_later()
 
     def _drop_old(self, now_s: float) -> None:
         while self._waiting and now_s - self._waiting[0][0] > _OLDEST_S:
             _, version, copy = self._waiting.popleft()
-            self._budget.release(copy.size_bytes)
-            self._shadows[version].dropped["load"] += 1
+            shadow = self._shadows[version]
+            shadow.budget.release(copy.size_bytes)
+            shadow.dropped["load"] += 1
+
+    def _start(self, version: int, copy: Copy) -> None:
+        task = self._loop.create_task(self._send(version, copy))
+        self._sending.add(task)
+        # Not in the task: one that is cancelled before its first step would never come to it.
+        task.add_done_callback(partial(self._finished, version, copy))
+
+    def _finished(self, version: int, copy: Copy, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._shadows[version].budget.release(copy.size_bytes)
 
     async def _send(self, version: int, copy: Copy) -> None:
         shadow = self._shadows[version]
         try:
-            outputs = await self._deliver(version, copy)
-            if sum(array.nbytes for array in copy.outputs.values()) < _THREAD_FROM_BYTES:
-                differences = compare_outputs(copy.outputs, outputs, self._tolerance)
+            reply = await self._deliver(version, copy)
+            if copy.size_bytes + reply.size_bytes < _THREAD_FROM_BYTES:
+                differing = _differing(copy, reply, self._tolerance)
             else:
-                differences = await asyncio.to_thread(
-                    compare_outputs, copy.outputs, outputs, self._tolerance
-                )
+                differing = await asyncio.to_thread(_differing, copy, reply, self._tolerance)
         except NoAnswer as failure:
             shadow.failed[failure.reason] += 1
         except RequestError:
@@ -173,13 +252,10 @@ class Shadows:
             logger.exception("A shadow's answer could not be compared.")
         else:
             shadow.compared += 1
-            differing = {difference.output for difference in differences}
             for name in copy.outputs:
                 (shadow.disagreed if name in differing else shadow.agreed)[name] += 1
-        finally:
-            self._budget.release(copy.size_bytes)
 
-    async def _deliver(self, version: int, copy: Copy) -> Tensors:
+    async def _deliver(self, version: int, copy: Copy) -> Reply:
         links = self._links
         link = None if links is None else await links.find(version)
         if links is None or link is None:
@@ -187,18 +263,24 @@ class Shadows:
         try:
             return await copy.deliver(version, links, link)
         except NoAnswer as failure:
-            if failure.reason in ("gone", "unreachable", "wrong_version"):
+            if failure.reason in LOST:
                 links.ask_again()
             raise
 
     async def close(self) -> None:
-        """Ends what waits and what is on its way."""
+        """Ends what waits and what is on its way, and takes no more."""
+        self.is_on = False
+        self._active = []
         if self._look is not None:
             self._look.cancel()
-        self._waiting.clear()
-        for task in self._sending:
+            self._look = None
+        while self._waiting:
+            _, version, copy = self._waiting.popleft()
+            self._shadows[version].budget.release(copy.size_bytes)
+        sending = list(self._sending)
+        for task in sending:
             task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await asyncio.gather(*sending, return_exceptions=True)
 
     def document(self) -> dict[str, Any]:
         """What became of the copies of this replica since it started."""
@@ -216,3 +298,27 @@ def _counts(shadow: _Shadow) -> Mapping[str, Any]:
             for name in names
         },
     }
+
+
+def _differing(copy: Copy, reply: Reply, tolerance: Tolerance) -> set[str]:
+    """The outputs that differ.
+
+    Raises:
+        RequestError: The reply cannot be read.
+    """
+    actual = reply.decode()
+    for name in copy.json_names & copy.outputs.keys() & actual.keys():
+        actual[name] = _with_infinities(copy.outputs[name], actual[name])
+    return {difference.output for difference in compare_outputs(copy.outputs, actual, tolerance)}
+
+
+def _with_infinities(want: Array, got: Array) -> Array:
+    """What a null of JSON may have been: it stands for infinities as well as for NaN.
+
+    Where an infinity is expected, nothing more can be told of it.
+    """
+    # ml_dtypes register bfloat16 as kind "V" in numpy's eyes, so floats are told by exclusion.
+    if want.dtype.kind in "biuOSU" or want.shape != got.shape or want.dtype != got.dtype:
+        return got
+    lost = np.isinf(want) & np.isnan(got)
+    return np.where(lost, want, got) if lost.any() else got

@@ -6,6 +6,8 @@ do, reaches a client. Which candidate gets a request is decided in `rayprism.cor
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 import time
 from collections import Counter
@@ -20,8 +22,10 @@ from rayprism.serving.settings import TrafficConfig
 
 __all__ = [
     "FORWARDED_HEADER",
+    "LOST",
     "TIMEOUT_HEADER",
     "VERSION_HEADER",
+    "Deliver",
     "NoAnswer",
     "Target",
     "Traffic",
@@ -38,10 +42,18 @@ FORWARDED_HEADER = "x-rayprism-forwarded"
 """On a request that one version sent on to another: it is answered there, whatever happens."""
 
 _LONGEST_TIMEOUT_S = 86_400.0
+_PATIENT_S = 1.0
+"""A client that leaves after waiting longer than this for a candidate counts against it."""
+LOST = frozenset({"gone", "unreachable", "wrong_version"})
+"""Reasons for which a version may be elsewhere by now."""
 _FAULTLESS = frozenset({"refused", "busy", "not_deployed"})
 """Reasons that say nothing of the candidate's health, or for which nothing was sent to it."""
 
 _T = TypeVar("_T")
+Deliver = Callable[[float, Links, Link], Awaitable[_T]]
+"""Sends a request within so many seconds, and raises NoAnswer where it gets no answer."""
+
+logger = logging.getLogger("ray.serve.rayprism")
 
 
 class NoAnswer(Exception):
@@ -50,8 +62,9 @@ class NoAnswer(Exception):
     Args:
         reason: `not_deployed`, `unreachable`, `busy` (too many requests are on their way to it),
             `late`, `gone` (nothing answers at its address), `not_ready`, `overloaded`, `error`
-            (any other 5xx), `refused` (any 4xx), `wrong_version`, or `resting` (it failed again
-            and again and is left alone for a while).
+            (any other 5xx), `refused` (any 4xx, or a request that cannot be sent on),
+            `wrong_version`, `resting` (it failed again and again and is left alone for a while),
+            or `internal` (a fault of rayprism's own; the log has it).
     """
 
     def __init__(self, reason: str) -> None:
@@ -76,6 +89,7 @@ class Target:
 class _Candidate:
     breaker: Breaker = field(default_factory=Breaker)
     answered: int = 0
+    left: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
 
 
@@ -127,6 +141,9 @@ class Traffic:
         self._split: Split | None = None
         self._candidates: dict[int, _Candidate] = {}
         self.sticky_header: str | None = None
+        """In lower case, as gRPC's metadata has it."""
+        self.sticky_header_bytes: bytes | None = None
+        """The same, as ASGI has it."""
 
     @property
     def is_split(self) -> bool:
@@ -144,6 +161,7 @@ class Traffic:
         }
         self._split = Split(weights) if weights else None
         self.sticky_header = config.sticky.header.lower() if config.sticky else None
+        self.sticky_header_bytes = self.sticky_header.encode() if self.sticky_header else None
         for version in weights:
             self._candidates.setdefault(version, _Candidate())
         if self.links is not None and (weights or config.shadow):
@@ -154,7 +172,7 @@ class Traffic:
 
         Args:
             wanted: The version that the client named; None where it named none.
-            key: Its sticky key; None where it has none.
+            key: Its sticky key; None, or an empty one, where it has none.
 
         Raises:
             InvalidInput: The version is not one.
@@ -162,17 +180,15 @@ class Traffic:
         if wanted:
             if not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 10):
                 raise InvalidInput(
-                    f"header {VERSION_HEADER} is {wanted[:40]!r}, allowed is a version's number"
+                    f"{VERSION_HEADER}, or model_version over gRPC, is {wanted[:40]!r}, allowed "
+                    'is a version\'s number, as in "3"'
                 )
             version = int(wanted)
             return None if version == self.version else Target(version, named=True)
         split = self._split
         if split is None:
             return None
-        if key is not None:
-            chosen = split.version_at(sticky_slot(self.model, key))
-        else:
-            chosen = split.draw(self._draw())
+        chosen = split.version_at(sticky_slot(self.model, key)) if key else split.draw(self._draw())
         return None if chosen is None else Target(chosen, named=False)
 
     def budget_s(self, target: Target, allowed_s: float) -> float:
@@ -182,20 +198,21 @@ class Traffic:
             target: The version.
             allowed_s: What the request allows in all.
         """
+        # The version that gets it allows no more, whatever the request itself says.
+        allowed_s = min(allowed_s, _LONGEST_TIMEOUT_S)
         if target.named:
             return allowed_s
         configured_s = self._config.candidate_timeout_s
         # The other half is for the stable version, should the candidate be late.
         return min(allowed_s / 2, configured_s) if configured_s else allowed_s / 2
 
-    async def send(
-        self, target: Target, deliver: Callable[[Links, Link], Awaitable[_T]]
-    ) -> _T | None:
+    async def send(self, target: Target, budget_s: float, deliver: Deliver[_T]) -> _T | None:
         """Sends a request to the version that it belongs to.
 
         Args:
             target: The version.
-            deliver: Sends it, and raises NoAnswer where it gets no answer.
+            budget_s: How long it may take, with finding out where that is.
+            deliver: Sends it.
 
         Returns:
             The answer; None where it is to be answered here.
@@ -205,42 +222,63 @@ class Traffic:
         """
         if target.named:
             try:
-                return await self._deliver(target.version, deliver)
+                return await self._deliver(target.version, budget_s, deliver)
             except NoAnswer as failure:
                 raise self._explain(target.version, failure.reason) from None
         candidate = self._candidates[target.version]
         breaker = candidate.breaker
-        if not breaker.allows(self._clock()):
+        is_test = breaker.is_open
+        began_s = self._clock()
+        if not breaker.allows(began_s):
             candidate.fallbacks["resting"] += 1
             return None
         try:
-            answer = await self._deliver(target.version, deliver)
+            answer = await self._deliver(target.version, budget_s, deliver)
         except NoAnswer as failure:
-            candidate.fallbacks[failure.reason] += 1
-            if failure.reason in _FAULTLESS:
-                breaker.abandoned()
-            else:
-                breaker.failed(self._clock())
-            return None
-        except BaseException:
-            breaker.abandoned()
+            reason = failure.reason
+        except asyncio.CancelledError:
+            candidate.left += 1
+            # Where nobody waits until a candidate that hangs is late, nothing else would tell.
+            waited_s = self._clock() - began_s
+            self._settle(breaker, is_test, failed=waited_s > _PATIENT_S)
             raise
-        breaker.succeeded()
-        candidate.answered += 1
-        return answer
+        except Exception:
+            reason = "internal"
+            logger.exception("A request could not be sent to version %d.", target.version)
+        else:
+            breaker.succeeded()
+            candidate.answered += 1
+            return answer
+        candidate.fallbacks[reason] += 1
+        self._settle(breaker, is_test, failed=reason not in _FAULTLESS)
+        return None
 
-    async def _deliver(self, version: int, deliver: Callable[[Links, Link], Awaitable[_T]]) -> _T:
+    def _settle(self, breaker: Breaker, is_test: bool, *, failed: bool) -> None:
+        if breaker.is_open and not is_test:
+            return  # Sent before the breaker opened: it says nothing of the test.
+        if failed:
+            breaker.failed(self._clock())
+        else:
+            breaker.abandoned()
+
+    async def _deliver(self, version: int, budget_s: float, deliver: Deliver[_T]) -> _T:
         links = self.links
-        link = None
-        if links is not None:
-            # Without awaiting where it is known, which is nearly always.
-            link = links.known(version) or await links.find(version)
-        if links is None or link is None:
+        if links is None:
             raise NoAnswer("not_deployed")
+        # Without awaiting where it is known, which is nearly always.
+        link = links.known(version)
+        if link is None:
+            began_s = self._clock()
+            link = await links.find(version, budget_s)
+            budget_s -= self._clock() - began_s
+            if link is None:
+                raise NoAnswer("not_deployed")
+            if budget_s <= 0:
+                raise NoAnswer("late")
         try:
-            return await deliver(links, link)
+            return await deliver(budget_s, links, link)
         except NoAnswer as failure:
-            if failure.reason in ("gone", "unreachable", "wrong_version"):
+            if failure.reason in LOST:
                 links.ask_again()
             raise
 
@@ -270,6 +308,7 @@ class Traffic:
             "candidates": {
                 str(version): {
                     "answered": candidate.answered,
+                    "left": candidate.left,
                     "fallbacks": dict(candidate.fallbacks),
                     "resting": candidate.breaker.is_open,
                 }
