@@ -18,7 +18,7 @@ from rayprism.serving.http import ModelApp
 from tests.serving.conftest import write_code
 from tests.support.asyncs import async_test, until
 from tests.support.models import mlp_example, mlp_reference, save_mlp
-from tests.support.versions import Hanging, Member, Proxy, answer, fleet
+from tests.support.versions import Hanging, Member, answer, fleet
 
 INFER = "/v2/models/split/infer"
 X = np.random.default_rng(5).standard_normal((3, 4)).astype(np.float32)
@@ -421,6 +421,8 @@ def test_whatever_is_no_answer(
 async def test_nobody_at_the_address(versions: list[ModelVersion]) -> None:
     async with fleet(versions[:2], v1=splits(100)) as (stable, proxy):
         port, proxy.http_port = proxy.http_port, 1
+        stable.links.expect_changes()
+        await until(lambda: stable.links._addresses.http_port == 1)
         assert await answered_by(stable) == 1
         assert stable.candidate(2)["fallbacks"] == {"unreachable": 1}
         proxy.http_port = port

@@ -345,6 +345,44 @@ def test_what_an_rpc_raises_becomes_a_status(
     assert ("secret" in caplog.text) == internal, "logged where the client is told nothing"
 
 
+def test_an_error_of_another_version_is_passed_on_as_its_own() -> None:
+    said = grpc.aio.Metadata(
+        ("x-rayprism-version", "2"), ("retry-after", "3"), ("request_id", "other"), ("a", "b")
+    )
+    full = grpc.aio.AioRpcError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), said, "full"
+    )
+
+    class Methods:
+        @rpc
+        async def Fails(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802 - an RPC
+            grpc_context.set_trailing_metadata([("x-rayprism-version", "1")])
+            raise full
+
+    answer, context = asyncio.run(call(Methods(), "Fails", None))
+    assert (context.code, context.details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+    assert context.trailing == [("x-rayprism-version", "2"), ("retry-after", "3")]
+    assert answer.ByteSize() == 0
+
+
+@async_test
+async def test_who_answers_and_within_what_time(tiny: ModelVersion) -> None:
+    """The metadata of split traffic means the same where no traffic is split."""
+    async with methods_of(tiny) as (methods, _):
+        for metadata, code in (
+            ({"x_rayprism_version": "1"}, None),
+            ({"x_rayprism_version": "2"}, grpc.StatusCode.NOT_FOUND),
+            ({"x_rayprism_version": "two"}, grpc.StatusCode.INVALID_ARGUMENT),
+            ({"x_rayprism_timeout_s": "5"}, None),
+            ({"x_rayprism_timeout_s": "0.000001"}, grpc.StatusCode.DEADLINE_EXCEEDED),
+            ({"x_rayprism_timeout_s": "-1"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            context = GrpcContext(**metadata)
+            await methods.ModelInfer(infer_request(ROWS, "tiny"), context)
+            assert context.code == code
+            assert context.trailing == [("x-rayprism-version", "1")]
+
+
 @async_test
 async def test_a_cancelled_rpc_stays_cancelled() -> None:
     class Methods:

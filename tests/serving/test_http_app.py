@@ -340,6 +340,30 @@ async def test_unexpected_errors_tell_the_client_nothing(
 
 
 @async_test
+async def test_who_answers_and_within_what_time(tiny: ModelVersion) -> None:
+    """The headers of split traffic mean the same where no traffic is split."""
+    async with serving(tiny) as (_, client):
+        for wanted, status in (("1", 200), ("2", 404), ("two", 400)):
+            headers = {"x-rayprism-version": wanted}
+            answer = await client.post(INFER, json=body(), headers=headers)
+            assert (answer.status_code, answer.headers["x-rayprism-version"]) == (status, "1")
+        for seconds, status in (("5", 200), ("0.000001", 504), ("-1", 400)):
+            headers = {"x-rayprism-timeout-s": seconds}
+            answer = await client.post(INFER, json=body(), headers=headers)
+            assert (answer.status_code, answer.headers["x-rayprism-version"]) == (status, "1")
+        found = (await client.get("/v2/models/tiny/traffic")).json()
+        assert found == {
+            "model_name": "tiny",
+            "model_version": "1",
+            "weights": {"1": 100},
+            "sticky": None,
+            "shadow": {},
+            "candidates": {},
+            "shadows": {},
+        }
+
+
+@async_test
 async def test_the_page_loads_nothing_from_elsewhere(tiny: ModelVersion) -> None:
     async with serving(tiny) as (_, client):
         answer: httpx.Response = await client.get("/v2/docs")

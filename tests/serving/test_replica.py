@@ -29,9 +29,11 @@ from rayprism.serving.service import ModelService
 from rayprism.serving.settings import DEPLOYMENT_NAME, REPOSITORY_VARIABLE, UserConfig
 from tests.serving.conftest import write_code
 from tests.support.asyncs import async_test, until
+from tests.support.versions import application as fleet_application
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray 2.60 uses what pydantic has deprecated
+    from rayprism.serving import controller as controller_module
     from rayprism.serving import replica as replica_module
     from rayprism.serving.app import MAX_ONGOING_REQUESTS, build
     from rayprism.serving.replica import ModelReplica
@@ -334,6 +336,47 @@ async def test_a_replica_does_not_start_with_files_that_were_changed(
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(DigestMismatch, match=r"tiny\.onnx"):
         await start(args)
+
+
+@async_test
+async def test_a_replica_finds_other_versions_through_the_controller(
+    repository: Repository,
+    tiny: ModelVersion,
+    in_serve: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = {
+        "proxies": {"node": {"node_ip": "10.0.0.1", "status": "HEALTHY"}},
+        "applications": {"tiny-2": fleet_application("tiny", 2, "/v2/models/tiny/versions/2")},
+    }
+    monkeypatch.setattr(replica_module, "ask_controller", lambda: said)
+    replica = await start({"model": "tiny", "version": 1, "repository": str(repository.root)})
+    links = replica.service.traffic.links
+    assert links is not None
+    found = await links.find(2)
+    assert found is not None
+    assert found.route == b"/v2/models/tiny/versions/2"
+    assert links._addresses.host == "127.0.0.1", "the proxy of its own node"
+    await stop(replica)
+
+
+def test_the_controller_is_asked_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def get(reference: Any, *, timeout: float) -> Any:
+        asked.append((reference, timeout))
+        return {"applications": {}}
+
+    method = SimpleNamespace(remote=lambda: "reference")
+    client = SimpleNamespace(_controller=SimpleNamespace(get_serve_instance_details=method))
+    monkeypatch.setattr(controller_module, "_get_global_client", lambda: client)
+    monkeypatch.setattr(controller_module.ray, "get", get)
+    assert controller_module.ask_controller() == {"applications": {}}
+    ((reference, timeout_s),) = asked
+    assert (reference, 0 < timeout_s <= 10) == ("reference", True)
+    monkeypatch.setattr(controller_module, "_get_global_client", lambda: None)
+    with pytest.raises(RuntimeError, match="not connected"):
+        controller_module.ask_controller()
 
 
 @async_test

@@ -22,10 +22,12 @@ from rayprism.errors import (
     SetupError,
     TooLarge,
 )
+from rayprism.models.loader import load_model
 from rayprism.models.manifest import Batching
 from rayprism.models.push import push_model
 from rayprism.models.repository import ModelVersion, Repository
 from rayprism.protocol.messages import InferRequest, RequestedOutput
+from rayprism.serving.links import Links
 from rayprism.serving.service import ModelService, batch_limits, served_model
 from rayprism.serving.settings import UserConfig
 from tests.serving.conftest import serving, write_code
@@ -773,3 +775,66 @@ async def test_code_of_its_own_never_runs_on_the_event_loop_by_itself(pairs: Mod
         assert service.scheduler.place == "thread", "however fast it was while warming up"
     async with running(pairs, execution="inline") as (service, _, _):
         assert service.scheduler.place == "inline", "unless the operator says so"
+
+
+# Traffic
+
+
+@async_test
+async def test_traffic_follows_the_user_config(tiny: ModelVersion) -> None:
+    async with serving(tiny) as (service, client):
+        assert (service.traffic.is_split, service.shadows.is_on) == (False, False)
+        traffic = {
+            "candidates": [{"version": "2", "weight": 5}, {"version": "1", "weight": 60}],
+            "shadow": [{"version": "3", "sample": 10}, {"version": "1", "sample": 100}],
+        }
+        assert service.reconfigure({"traffic": traffic})
+        assert service.traffic.is_split
+        found = (await client.get("/v2/models/tiny/traffic")).json()
+        assert found["weights"] == {"1": 95, "2": 5}, "its own version is no candidate"
+        assert list(found["candidates"]) == ["2"]
+        assert list(found["shadows"]) == ["3"]
+        assert not service.reconfigure({"traffic": {"candidates": [{"version": "2"}]}})
+        assert service.traffic.is_split, "the last good one"
+        assert service.reconfigure(None)
+        assert (service.traffic.is_split, service.shadows.is_on) == (False, False)
+        found = (await client.get("/v2/models/tiny/traffic")).json()
+        assert found["weights"] == {"1": 100}
+        assert list(found["candidates"]) == ["2"], "its counts stay"
+
+
+@async_test
+async def test_shadows_wait_while_more_waits_than_a_batch_takes(pairs: ModelVersion) -> None:
+    async with running(pairs, max_batch_rows=1, execution="thread") as (service, _, code):
+        is_busy = service.shadows._is_busy
+        runs = await hold_model(service, code)
+        waits = [asyncio.create_task(service.infer(pair(1.0), "r"))]
+        await until(lambda: service.scheduler.queued_rows == 1)
+        assert not is_busy(), "one batch waits always, where there is work at all"
+        waits.append(asyncio.create_task(service.infer(pair(1.0), "r")))
+        await until(lambda: service.scheduler.queued_rows == 2)
+        assert is_busy()
+        code.running.open.set()
+        await asyncio.gather(runs, *waits)
+        assert not is_busy()
+
+
+@async_test
+async def test_closing_lets_go_of_the_other_versions(tiny: ModelVersion) -> None:
+    before = asyncio.all_tasks()
+    asked = threading.Event()
+    answer = threading.Event()
+
+    def fetch() -> dict[str, Any]:
+        asked.set()
+        answer.wait(20)
+        return {}
+
+    links = Links("tiny", fetch)
+    config = UserConfig.model_validate({"traffic": {"candidates": [{"version": 2, "weight": 100}]}})
+    service = ModelService(await asyncio.to_thread(load_model, tiny), config, links)
+    await asyncio.to_thread(asked.wait, 20)
+    await service.close()
+    assert asyncio.all_tasks() == before
+    assert (links.http, links.grpc) == (None, None)
+    answer.set()
