@@ -124,6 +124,8 @@ def test_cosine_looks_at_the_direction_of_each_row() -> None:
     assert differ(zero, np.ones((1, 2)), tolerance) != ""
     assert differ(np.ones((1, 2)), zero, tolerance) != ""
     assert differ([[np.nan, 1.0]], [[1.0, 1.0]], tolerance) != ""
+    assert differ([[np.nan, np.inf]], [[np.nan, np.inf]], tolerance) == ""
+    assert differ([[np.inf, 1.0]], [[1.0, 1.0]], tolerance) != ""
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=str)

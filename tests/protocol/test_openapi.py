@@ -13,6 +13,8 @@ import orjson
 import pytest
 
 from rayprism.core.tensors import Datatype, TensorSpec, numpy_dtype
+from rayprism.models.push import push_model
+from rayprism.models.repository import ModelVersion, Repository
 from rayprism.protocol.http import decode_infer_request, encode_infer_response
 from rayprism.protocol.metadata import (
     ServedModel,
@@ -25,9 +27,13 @@ from rayprism.protocol.metadata import (
 )
 from rayprism.protocol.openapi import docs_page, example_request, openapi_document
 from rayprism.protocol.status import http_status
+from rayprism.serving.traffic import TIMEOUT_HEADER, VERSION_HEADER
 from tests.protocol.tensors import assert_same
 from tests.protocol.test_metadata import INDEX, STATISTICS
 from tests.protocol.test_status import EXPECTED, make
+from tests.support.asyncs import async_test, until
+from tests.support.models import mlp_example, save_mlp
+from tests.support.versions import fleet
 
 EXAMPLE = {
     "origin": np.array([[b"JFK"], [b"LGA"]], np.object_),
@@ -79,6 +85,18 @@ def check(schema: str, instance: Any) -> None:
     jsonschema.Draft202012Validator(whole).validate(instance)
 
 
+def closed(schema: Any) -> Any:
+    """The same schema, but for keys that it does not describe."""
+    if isinstance(schema, list):
+        return [closed(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return closed(resolve(schema["$ref"]))
+    extra = {"additionalProperties": False} if "properties" in schema else {}
+    return {key: closed(inner) for key, inner in schema.items()} | extra
+
+
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
     return [
         (path, method, operation)
@@ -111,8 +129,9 @@ def test_the_structure_is_openapi() -> None:
             assert re.fullmatch(r"[2-5]\d\d", status)
             target = resolve(response["$ref"]) if "$ref" in response else response
             assert target["description"]
-        for parameter in operation.get("parameters", []):
+        for parameter in map(resolve, references(operation.get("parameters", []))):
             assert parameter["in"] == "header"
+            assert parameter["name"]
             assert parameter["schema"]
 
 
@@ -126,7 +145,8 @@ def test_every_endpoint_is_there() -> None:
         "/v2/models/n.e-w_1",
         "/v2/models/n.e-w_1/versions/1",
     ):
-        expected |= {root, *(f"{root}/{end}" for end in ("infer", "ready", "config", "stats"))}
+        ends = ("infer", "ready", "config", "stats", "traffic")
+        expected |= {root, *(f"{root}/{end}" for end in ends)}
     assert paths == expected
 
 
@@ -147,6 +167,41 @@ def test_every_error_is_described() -> None:
     infer = DOCUMENT["paths"]["/v2/models/flights/infer"]["post"]["responses"]
     for kind in EXPECTED:
         assert str(http_status(make(kind))) in infer
+
+
+@pytest.mark.parametrize(
+    ("path", "may_ask"),
+    [
+        ("/v2/models/flights/infer", True),
+        ("/v2/models/flights/versions/3/infer", False),
+        ("/v2/models/flights/versions/4/infer", False),
+    ],
+)
+def test_requests_may_name_a_version_once_and_a_time_out(path: str, may_ask: bool) -> None:
+    infer = DOCUMENT["paths"][path]["post"]
+    parameters = {p["name"]: p["schema"] for p in map(resolve, references(infer["parameters"]))}
+    assert TIMEOUT_HEADER in parameters
+    assert (VERSION_HEADER in parameters) == may_ask
+    cases: list[tuple[str, Any, bool]] = [
+        (TIMEOUT_HEADER, 0.25, True),
+        (TIMEOUT_HEADER, 86_400, True),
+        (TIMEOUT_HEADER, 0, False),
+        (TIMEOUT_HEADER, 86_401, False),
+        (VERSION_HEADER, "3", True),
+        (VERSION_HEADER, "newest", False),
+    ]
+    for name, value, fits in cases:
+        if name in parameters:
+            validator = jsonschema.Draft202012Validator(parameters[name])
+            assert validator.is_valid(value) == fits, (name, value)
+
+
+def test_every_answer_of_a_model_says_which_version_gave_it() -> None:
+    for path, _, operation in operations():
+        if path.startswith("/v2/models/"):
+            for status, response in operation["responses"].items():
+                target = resolve(response["$ref"]) if "$ref" in response else response
+                assert VERSION_HEADER in target["headers"], (path, status)
 
 
 @pytest.mark.parametrize("model", [STABLE, OTHER])
@@ -213,6 +268,82 @@ def test_answers_fit_their_schemas() -> None:
         check(
             "flights.3.Response", orjson.loads(encode_infer_response("m", "3", request, outputs)[0])
         )
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> list[ModelVersion]:
+    """Two versions of a model that answer otherwise."""
+    folder = tmp_path_factory.mktemp("versions")
+    repository = Repository(folder / "models")
+    return [
+        push_model(
+            repository, "m", save_mlp(folder / f"{n}.onnx", seed=n), example=mlp_example()
+        ).version
+        for n in (1, 2)
+    ]
+
+
+TRAFFIC_BEFORE = {
+    "model_name": "m",
+    "model_version": "1",
+    "weights": {"1": 100},
+    "sticky": None,
+    "shadow": {},
+    "candidates": {},
+    "shadows": {},
+}
+
+
+@async_test
+async def test_what_a_model_tells_of_its_traffic_fits_its_schema(
+    versions: list[ModelVersion],
+) -> None:
+    strict = jsonschema.Draft202012Validator(closed(resolve("#/components/schemas/ModelTraffic")))
+    row = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
+    async with fleet(versions) as (stable, _):
+
+        async def infer(user: str) -> str:
+            got = await stable.client.post(
+                "/v2/models/m/infer", json={"inputs": [row]}, headers={"x-user": user}
+            )
+            assert got.status_code == 200, got.text
+            return got.headers[VERSION_HEADER]
+
+        before = (await stable.client.get("/v2/models/m/traffic")).json()
+        assert before == TRAFFIC_BEFORE
+        strict.validate(before)
+        shares: dict[str, Any] = {
+            "candidates": [{"version": 2, "weight": 33.33}, {"version": 4, "weight": 33.34}],
+            "sticky": {"header": "x-user"},
+            "shadow": [{"version": 2, "sample": 100}, {"version": 9, "sample": 99.99}],
+        }
+        assert stable.service.reconfigure({"traffic": shares})
+        users = [f"u{number}" for number in range(24)]
+        assert {await infer(user) for user in users} == {"1", "2"}
+        await until(lambda: stable.shadow(2)["compared"] and stable.shadow(9)["failed"])
+        after = (await stable.client.get("/v2/models/m/traffic")).json()
+        strict.validate(after)
+        assert after["candidates"]["2"]["answered"]
+        assert after["candidates"]["4"]["fallbacks"]
+        assert after["shadows"]["2"]["outputs"]["y"]["disagreed"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weights": {"stable": 100}},
+        {"weights": {"1": 101}},
+        {"weights": {"1": "100"}},
+        {"sticky": "x-user"},
+        {"candidates": {"2": {"answered": 1}}},
+        {"shadows": {"2": {"compared": -1, "dropped": {}, "failed": {}, "outputs": {}}}},
+    ],
+    ids=lambda wrong: ".".join(wrong),
+)
+def test_the_schema_of_traffic_refuses_other_documents(wrong: dict[str, Any]) -> None:
+    check("ModelTraffic", TRAFFIC_BEFORE)
+    with pytest.raises(jsonschema.ValidationError):
+        check("ModelTraffic", TRAFFIC_BEFORE | wrong)
 
 
 @pytest.mark.parametrize(

@@ -308,12 +308,12 @@ async def slow(scope: Any, receive: Any, send: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "sent", "headers", "most_s"),
     [
-        ({}, document(parameters={"timeout": 400_000}), {}, 0.2),
-        ({}, document(), {"x_rayprism_timeout_s": "0.4"}, 0.2),
-        ({}, document(parameters={"timeout": 400_000}), {"x_rayprism_timeout_s": "30"}, 0.2),
-        ({"default_timeout_s": 0.4}, document(), {}, 0.2),
-        ({"candidate_timeout_s": 0.2}, document(), {}, 0.2),
-        ({"default_timeout_s": 0.4}, document(parameters={"timeout": 0}), {}, 0.2),
+        ({}, document(parameters={"timeout": 800_000}), {}, 0.4),
+        ({}, document(), {"x_rayprism_timeout_s": "0.8"}, 0.4),
+        ({}, document(parameters={"timeout": 800_000}), {"x_rayprism_timeout_s": "30"}, 0.4),
+        ({"default_timeout_s": 0.8}, document(), {}, 0.4),
+        ({"candidate_timeout_s": 0.4}, document(), {}, 0.4),
+        ({"default_timeout_s": 0.8}, document(parameters={"timeout": 0}), {}, 0.4),
     ],
 )
 def test_a_late_candidate_leaves_the_rest_of_the_time(
@@ -339,7 +339,7 @@ def test_a_late_candidate_leaves_the_rest_of_the_time(
             assert (status, version) == (200, "1"), found
             assert most_s - 0.01 < took_s < 2 * most_s
             (call,) = proxy.calls
-            assert float(call.headers[b"x-rayprism-timeout-s"]) == pytest.approx(most_s, abs=0.05)
+            assert float(call.headers[b"x-rayprism-timeout-s"]) == pytest.approx(most_s, abs=0.1)
             assert stable.candidate(2)["fallbacks"] == {"late": 1}
             await until(lambda: hanging.left == 1)
 

@@ -123,7 +123,12 @@ def test_a_root_path_is_part_of_every_route() -> None:
 
 def test_an_empty_answer_is_no_fault() -> None:
     assert parse_addresses({}, "m", NODE) == Addresses()
-    said = {"http_options": None, "grpc_options": None, "proxies": None, "applications": {}}
+    said: dict[str, Any] = {
+        "http_options": None,
+        "grpc_options": None,
+        "proxies": None,
+        "applications": {},
+    }
     assert parse_addresses(said, "m", NODE) == Addresses()
     said = {"grpc_options": {"grpc_servicer_functions": ["add"]}}
     assert parse_addresses(said, "m", NODE).grpc_port == 9000

@@ -127,11 +127,13 @@ def _top1_disagreement(want: Array, got: Array) -> str:
 
 
 def _cosine_disagreement(want: Array, got: Array, least: float) -> str:
-    dot = np.sum(want * got, axis=-1)
-    norms = np.linalg.norm(want, axis=-1) * np.linalg.norm(got, axis=-1)
-    # Two zero vectors agree; a zero vector agrees with no other.
-    same = np.linalg.norm(want, axis=-1) == np.linalg.norm(got, axis=-1)
-    similarity = np.where(norms > 0, dot / np.where(norms > 0, norms, 1.0), np.where(same, 1.0, 0))
+    # Rows that are the same agree, also where they hold NaN, infinities, or nothing but zeros.
+    same = np.all((want == got) | (np.isnan(want) & np.isnan(got)), axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        norms = np.linalg.norm(want, axis=-1) * np.linalg.norm(got, axis=-1)
+        similarity = np.sum(want * got, axis=-1) / norms
+    # What has no direction (a zero vector, NaN, infinity) agrees with nothing else.
+    similarity = np.where(same, 1.0, np.nan_to_num(similarity, nan=0.0, posinf=0.0, neginf=0.0))
     worst = float(np.min(similarity))
     if worst >= least:
         return ""

@@ -19,7 +19,7 @@ from rayprism.core.tensors import Array, Datatype, TensorSpec, datatype_of
 from rayprism.core.values import values_from_array
 from rayprism.protocol.metadata import ServedModel, model_metadata, server_metadata
 from rayprism.protocol.page import docs_page
-from rayprism.protocol.schemas import HEADERS, RESPONSES, SCHEMAS
+from rayprism.protocol.schemas import HEADERS, PARAMETERS, RESPONSES, SCHEMAS, VERSION_HEADER
 
 __all__ = ["docs_page", "example_request", "openapi_document"]
 
@@ -29,12 +29,25 @@ _VALUES = {
     Datatype.BOOL: "Booleans",
     Datatype.BYTES: "Strings",
 }
+_MODEL_GETS = (
+    ("", "metadata", "Inputs and outputs", "ModelMetadata", "404"),
+    ("/ready", "ready", "Whether it would answer now", "ModelReady", "404", "503"),
+    ("/config", "config", "Batching and scheduling", "ModelConfig", "404"),
+    ("/stats", "stats", "Counts and times of a replica", "ModelStatistics", "404"),
+    ("/traffic", "traffic", "Who gets the requests of a replica", "ModelTraffic", "404"),
+)
+"""What a model tells of itself: end of the path, name, summary, schema, errors."""
 _DESCRIPTION = """\
 Versioned machine-learning models behind the Open Inference Protocol v2.
 
 **Time-outs.** `parameters.timeout` of a request is in microseconds; a request that cannot be
-served in that time is answered 504. **Priorities.** `parameters.priority` runs from 1, which is
-served first.
+served in that time is answered 504. The header `x-rayprism-timeout-s` says it in seconds; the
+smaller of both counts. **Priorities.** `parameters.priority` runs from 1, which is served first.
+
+**Versions.** A model may give a share of its requests to another version. Every answer of a model,
+errors too, says in the header `x-rayprism-version` which version gave it. The same header on a
+request asks for a version: that one answers, or the answer says why not. Who gets which share, and
+what became of it, is under `/traffic` of the model.
 
 **Binary tensors.** Instead of `data` an input can have `parameters.binary_data_size`; its bytes
 then follow the JSON, in the order of the inputs, and the header `Inference-Header-Content-Length`
@@ -77,7 +90,9 @@ def openapi_document(models: Sequence[ServedModel], *, server_url: str = "/") ->
         example = example_request(model)
         for path, suffix in ((root, "default"), (versioned, model.version)):
             if path == versioned or is_default:
-                operations = _model_paths(path, key, f"{key}.{suffix}", tag, example)
+                # A version that the path names is not asked for otherwise.
+                parameters = [n for n in PARAMETERS if path == root or n != VERSION_HEADER]
+                operations = _model_paths(path, key, f"{key}.{suffix}", tag, parameters, example)
                 paths.update({p: item for p, item in operations.items() if p not in paths})
         shown.append(
             {
@@ -103,7 +118,12 @@ def openapi_document(models: Sequence[ServedModel], *, server_url: str = "/") ->
         "servers": [{"url": server_url}],
         "tags": tags,
         "paths": paths,
-        "components": {"schemas": schemas, "responses": RESPONSES, "headers": HEADERS},
+        "components": {
+            "schemas": schemas,
+            "responses": RESPONSES,
+            "headers": HEADERS,
+            "parameters": PARAMETERS,
+        },
         "x-rayprism-models": shown,
     }
 
@@ -270,15 +290,23 @@ def _json(schema: dict[str, Any], description: str, **extra: Any) -> dict[str, A
 
 
 def _get(
-    operation_id: str, tag: str, summary: str, schema: str, *errors: str, answer: str = "The answer"
+    operation_id: str,
+    tag: str,
+    summary: str,
+    schema: str,
+    *errors: str,
+    headers: Sequence[str] = (),
 ) -> dict[str, Any]:
+    answer = _json(_ref("schemas", schema), "The answer")
+    if headers:
+        answer["headers"] = {name: _ref("headers", name) for name in headers}
     return {
         "get": {
             "operationId": operation_id,
             "tags": [tag],
             "summary": summary,
             "responses": {
-                "200": _json(_ref("schemas", schema), answer),
+                "200": answer,
                 **{status: _ref("responses", f"Error{status}") for status in errors},
             },
         }
@@ -306,33 +334,19 @@ def _server_paths() -> dict[str, Any]:
 
 
 def _model_paths(
-    path: str, key: str, operation: str, tag: str, example: dict[str, Any] | None
+    path: str,
+    key: str,
+    operation: str,
+    tag: str,
+    parameters: Sequence[str],
+    example: dict[str, Any] | None,
 ) -> dict[str, Any]:
     examples = {} if example is None else {"example": example}
     infer = {
         "operationId": f"infer.{operation}",
         "tags": [tag],
         "summary": "Inference",
-        "parameters": [
-            {
-                "name": "Inference-Header-Content-Length",
-                "in": "header",
-                "description": "Bytes of JSON in front of binary tensors; left out for pure JSON",
-                "schema": {"type": "integer", "minimum": 1},
-            },
-            {
-                "name": "Content-Encoding",
-                "in": "header",
-                "schema": {"enum": ["gzip", "deflate", "identity"]},
-            },
-            {"name": "Accept-Encoding", "in": "header", "schema": {"type": "string"}},
-            {
-                "name": "X-Request-ID",
-                "in": "header",
-                "description": "Names the request in the server's log; made up where left out",
-                "schema": {"type": "string"},
-            },
-        ],
+        "parameters": [_ref("parameters", name) for name in parameters],
         "requestBody": {
             "required": True,
             "content": {
@@ -345,7 +359,11 @@ def _model_paths(
                 "description": "The outputs",
                 "headers": {
                     name: _ref("headers", name)
-                    for name in ("Inference-Header-Content-Length", "Content-Encoding")
+                    for name in (
+                        "Inference-Header-Content-Length",
+                        "Content-Encoding",
+                        VERSION_HEADER,
+                    )
                 },
                 "content": {
                     "application/json": {"schema": _ref("schemas", f"{key}.Response")},
@@ -360,15 +378,11 @@ def _model_paths(
         },
     }
     return {
-        path: _get(f"metadata.{operation}", tag, "Inputs and outputs", "ModelMetadata", "404"),
         f"{path}/infer": {"post": infer},
-        f"{path}/ready": _get(
-            f"ready.{operation}", tag, "Whether it would answer now", "ModelReady", "404", "503"
-        ),
-        f"{path}/config": _get(
-            f"config.{operation}", tag, "Batching and scheduling", "ModelConfig", "404"
-        ),
-        f"{path}/stats": _get(
-            f"stats.{operation}", tag, "Counts and times of a replica", "ModelStatistics", "404"
-        ),
+        **{
+            f"{path}{end}": _get(
+                f"{name}.{operation}", tag, summary, schema, *errors, headers=(VERSION_HEADER,)
+            )
+            for end, name, summary, schema, *errors in _MODEL_GETS
+        },
     }

@@ -202,7 +202,10 @@ _SCRIPT = """
         const text = await response.text();
         const took = (performance.now() - started).toFixed(1);
         status.className = response.ok ? "good" : "bad";
-        status.textContent = response.status + " in " + took + " ms";
+        // Of split traffic any version may have answered.
+        const version = response.headers.get("x-rayprism-version");
+        status.textContent = response.status + (version ? " from version " + version : "")
+          + " in " + took + " ms";
         answer.textContent = readable(text);
       } catch (error) {
         status.className = "bad";

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["HEADERS", "RESPONSES", "SCHEMAS"]
+__all__ = ["HEADERS", "PARAMETERS", "RESPONSES", "SCHEMAS", "VERSION_HEADER"]
+
+VERSION_HEADER = "x-rayprism-version"
+"""Of a request and of an answer: the key of its parameter, and of its header, below."""
 
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -31,9 +34,24 @@ def _values(name: str, *kinds: str, description: str) -> dict[str, Any]:
     }
 
 
+def _by(key: str, values: dict[str, Any], description: str, **names: Any) -> dict[str, Any]:
+    """An object whose keys are data: `key` says what they are, `names` what they look like."""
+    return {
+        "type": "object",
+        "description": f"{description}, by {key}",
+        "propertyNames": {"type": "string", **names},
+        "additionalProperties": values,
+    }
+
+
+def _by_version(values: dict[str, Any], description: str) -> dict[str, Any]:
+    return _by("version", values, description, pattern="^[0-9]+$")
+
+
 _TEXT: dict[str, Any] = {"type": "string"}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 _FLAG: dict[str, Any] = {"type": "boolean"}
+_PERCENT: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 100}
 _SIZES = _list({"type": "integer", "minimum": -1})
 _TENSORS = _list(_object({"name": _TEXT, "datatype": _TEXT, "shape": _SIZES}))
 _TENSOR_CONFIGS = _list(_object({"name": _TEXT, "data_type": _TEXT, "dims": _SIZES}))
@@ -91,6 +109,44 @@ SCHEMAS: dict[str, Any] = {
             )
         }
     ),
+    "CandidateCounts": _object(
+        {
+            "answered": {**_COUNT, "description": "Requests that it answered"},
+            "left": {**_COUNT, "description": "Requests whose clients left while it had them"},
+            "fallbacks": _by("reason", _COUNT, "Requests that were answered in its place"),
+            "resting": {**_FLAG, "description": "It kept failing and is left alone for a while"},
+        }
+    ),
+    "ShadowCounts": _object(
+        {
+            "compared": {**_COUNT, "description": "Copies whose answers were compared"},
+            "dropped": _by("reason", _COUNT, "Copies that were not sent"),
+            "failed": _by("reason", _COUNT, "Copies without an answer to compare"),
+            "outputs": _by(
+                "output",
+                _object({"agreed": _COUNT, "disagreed": _COUNT}),
+                "Whether it was as the client's answer",
+            ),
+        }
+    ),
+    "ModelTraffic": _object(
+        {
+            "model_name": _TEXT,
+            "model_version": {**_TEXT, "description": "Whose replica tells this"},
+            "weights": _by_version(_PERCENT, "Percent of the requests"),
+            "sticky": {
+                "description": "What keeps one user at one version; null where nothing does",
+                "anyOf": [_object({"header": _TEXT}), {"type": "null"}],
+            },
+            "shadow": _by_version(_PERCENT, "Percent of the answered requests that are copied"),
+            "candidates": _by_version(
+                _ref("CandidateCounts"), "What became of the requests since the replica started"
+            ),
+            "shadows": _by_version(
+                _ref("ShadowCounts"), "What became of the copies since the replica started"
+            ),
+        }
+    ),
     "RepositoryIndex": _list(
         _object(
             {
@@ -134,6 +190,39 @@ SCHEMAS: dict[str, Any] = {
     ),
 }
 
+PARAMETERS: dict[str, Any] = {
+    "Inference-Header-Content-Length": {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "description": "Bytes of JSON in front of binary tensors; left out for pure JSON",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "Content-Encoding": {
+        "name": "Content-Encoding",
+        "in": "header",
+        "schema": {"enum": ["gzip", "deflate", "identity"]},
+    },
+    "Accept-Encoding": {"name": "Accept-Encoding", "in": "header", "schema": _TEXT},
+    "X-Request-ID": {
+        "name": "X-Request-ID",
+        "in": "header",
+        "description": "Names the request in the server's log; made up where left out",
+        "schema": _TEXT,
+    },
+    VERSION_HEADER: {
+        "name": VERSION_HEADER,
+        "in": "header",
+        "description": "Version that is wanted: it answers, or the answer says why not",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,10}$"},
+    },
+    "x-rayprism-timeout-s": {
+        "name": "x-rayprism-timeout-s",
+        "in": "header",
+        "description": "Seconds it may take; of this and parameters.timeout the smaller counts",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
+    },
+}
+
 HEADERS: dict[str, Any] = {
     "Inference-Header-Content-Length": {
         "description": "Bytes of JSON in front of binary tensors; absent where all is JSON",
@@ -146,6 +235,10 @@ HEADERS: dict[str, Any] = {
     "Retry-After": {
         "description": "Whole seconds until there is room again",
         "schema": {"type": "integer", "minimum": 1},
+    },
+    VERSION_HEADER: {
+        "description": "Version that gave the answer; absent where none did",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,10}$"},
     },
 }
 
@@ -161,13 +254,12 @@ _ERRORS = {
 
 
 def _error(status: str, description: str) -> dict[str, Any]:
-    response: dict[str, Any] = {
+    names = [VERSION_HEADER, "Retry-After"] if status == "503" else [VERSION_HEADER]
+    return {
         "description": description,
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
         "content": {"application/json": {"schema": _ref("Error")}},
     }
-    if status == "503":
-        response["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
-    return response
 
 
 RESPONSES: dict[str, Any] = {
