@@ -27,7 +27,7 @@ from rayprism.serving.forward import Busy, HttpForwarder, Unreachable
 __all__ = ["drive_open", "main"]
 
 _TIMEOUT_S = 30.0
-_CONNECTIONS = 1024
+_CONNECTIONS = 256
 _JSON = [(b"content-type", b"application/json")]
 
 
