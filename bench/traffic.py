@@ -3,7 +3,7 @@
 One stable version, a candidate and a shadow beside it, each with one replica, all of one tiny
 model. Only the stable version's `user_config` changes between measurements, in place: the same
 processes are measured with and without a split. Throughput is that of wrk in a closed loop with 16
-connections; latency that of an open loop at half of the throughput.
+connections; latency that of an open loop at 0.3 of the throughput.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["main"]
 
 _CONNECTIONS = 16
 _OPEN_SHARE = 0.3
-"""Of the throughput in a closed loop: a busy day, and no overload even while the machine is slow."""
+"""Of the throughput in a closed loop: no overload even while the machine is slow."""
 _CASES: dict[str, dict[str, Any] | None] = {
     "none": None,
     "5 %": {"candidates": [{"version": "2", "weight": 5}]},
