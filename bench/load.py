@@ -28,6 +28,7 @@ def drive(
     connections: int,
     seconds: float,
     marker: str,
+    other: tuple[str, int] | None = None,
 ) -> dict[str, Any]:
     """Loads a server from one thread for a while.
 
@@ -37,6 +38,7 @@ def drive(
         connections: Kept open; on each, the next request leaves when the answer is there.
         seconds: How long; wrk takes whole ones.
         marker: Of the run whose processes' CPU time is counted.
+        other: Another path, and which percentage of the requests goes there.
 
     Returns:
         `requests`, `duration_s`, `rate` (requests/s), `latency_s` by percentile, `errors` by
@@ -59,6 +61,8 @@ def drive(
             url,
         ]
         environment = {**os.environ, "BENCH_BODIES": str(bodies_file)}
+        if other is not None:
+            environment |= {"BENCH_OTHER_PATH": other[0], "BENCH_OTHER_PERCENT": str(other[1])}
         meter = CpuMeter(marker)
         try:
             done = subprocess.run(

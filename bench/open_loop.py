@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
 import subprocess
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +34,15 @@ _JSON = [(b"content-type", b"application/json")]
 
 
 def drive_open(
-    url: str, body: bytes, *, rate: float, seconds: float, seed: int, marker: str, folder: Path
+    url: str,
+    body: bytes,
+    *,
+    rate: float,
+    seconds: float,
+    seed: int,
+    marker: str,
+    folder: Path,
+    copies: tuple[str, float] | None = None,
 ) -> dict[str, Any]:
     """Loads a server in an open loop from another process.
 
@@ -44,6 +54,8 @@ def drive_open(
         seed: Of the times: equal seeds give equal times.
         marker: Of the run.
         folder: For the body.
+        copies: Another path, and the share of the requests that is sent there as well. Their
+            latency is not counted.
 
     Returns:
         `requests`, `errors`, `latency_s` by percentile, `late_s`: how late the generator itself
@@ -55,7 +67,7 @@ def drive_open(
     body_file = folder / "open-loop-body"
     body_file.write_bytes(body)
     command = [sys.executable, "-m", "bench.open_loop", url, str(body_file)]
-    command += [str(rate), str(seconds), str(seed)]
+    command += [str(rate), str(seconds), str(seed), *map(str, copies or ())]
     done = subprocess.run(
         command,
         env=clean_environment(marker),
@@ -70,18 +82,28 @@ def drive_open(
     return result
 
 
-async def _run(url: str, body: bytes, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+async def _run(given: argparse.Namespace) -> dict[str, Any]:
+    url, body, seconds = given.url, given.body_file.read_bytes(), given.seconds
     address = urlsplit(url)
     client = HttpForwarder(
         str(address.hostname), int(address.port or 80), max_connections=_CONNECTIONS
     )
     path = address.path.encode()
     loop = asyncio.get_running_loop()
-    draw = random.Random(seed)
+    draw, draw_copy = random.Random(given.seed), random.Random(given.seed)
     latencies: list[float] = []
     lates: list[float] = []
     errors: dict[str, int] = {}
     running: set[asyncio.Task[None]] = set()
+
+    def start(job: Coroutine[Any, Any, None]) -> None:
+        task = loop.create_task(job)
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    async def send_copy() -> None:
+        with contextlib.suppress(Unreachable, TimeoutError, Busy):
+            await client.post(given.copies_path.encode(), _JSON, body, _TIMEOUT_S)
 
     async def send(due_s: float) -> None:
         try:
@@ -101,10 +123,10 @@ async def _run(url: str, body: bytes, rate: float, seconds: float, seed: int) ->
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         lates.append(loop.time() - due_s)
-        task = loop.create_task(send(due_s))
-        running.add(task)
-        task.add_done_callback(running.discard)
-        due_s += draw.expovariate(rate)
+        start(send(due_s))
+        if draw_copy.random() < given.copies_share:
+            start(send_copy())
+        due_s += draw.expovariate(given.rate)
     await asyncio.gather(*running)
     client.close()
     points = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
@@ -126,10 +148,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("rate", type=float)
     parser.add_argument("seconds", type=float)
     parser.add_argument("seed", type=int)
+    parser.add_argument("copies_path", nargs="?", default="")
+    parser.add_argument("copies_share", nargs="?", type=float, default=0.0)
     given = parser.parse_args(arguments)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        body = given.body_file.read_bytes()
-        result = runner.run(_run(given.url, body, given.rate, given.seconds, given.seed))
+        result = runner.run(_run(given))
     print(json.dumps(result))
     return 0
 

@@ -35,11 +35,17 @@ _OPEN_SHARE = 0.3
 _CASES: dict[str, dict[str, Any] | None] = {
     "none": None,
     "5 %": {"candidates": [{"version": "2", "weight": 5}]},
+    "5 % by the client": None,
     "50 %": {"candidates": [{"version": "2", "weight": 50}]},
-    "100 %": {"candidates": [{"version": "2", "weight": 100}]},
+    "50 % by the client": None,
     "shadow 10 %": {"shadow": [{"version": "3", "sample": 10}]},
+    "shadow 10 % by the client": None,
 }
-_OPEN_CASES = ("none", "5 %", "shadow 10 %")
+"""What the stable version is told. In the controls the client does the splitting or copying, to the
+versions' own addresses: what is lost there, two busy processes on this machine cost each other."""
+_BY_CLIENT = {"5 % by the client": 5, "50 % by the client": 50}
+_CLOSED_CASES = ("none", "5 %", "5 % by the client", "50 %", "50 % by the client")
+_OPEN_CASES = ("none", "5 %", "shadow 10 %", "shadow 10 % by the client")
 _ROOT = Path(__file__).resolve().parent.parent
 _OUTPUT = _ROOT / "bench" / "results" / "traffic.json"
 
@@ -93,6 +99,10 @@ class _Fleet:
         }
 
 
+def _path(version: int) -> str:
+    return f"/v2/models/{MODEL}/versions/{version}/infer"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark.
 
@@ -138,11 +148,17 @@ def _run(marker: str, folder: Path, seconds: float, rounds: int) -> dict[str, An
                 fleet.split(_CASES[name])
                 # What the change left to do (connections, look-ups) is not what is measured.
                 drive(fleet.url, [body], connections=_CONNECTIONS, seconds=1, marker=marker)
-                before = fleet.counts()
-                sample = drive(
-                    fleet.url, [body], connections=_CONNECTIONS, seconds=seconds, marker=marker
-                )
-                samples.append(_sample("closed", name, turn, sample, before, fleet.counts()))
+                if name in _CLOSED_CASES:
+                    before = fleet.counts()
+                    sample = drive(
+                        fleet.url,
+                        [body],
+                        connections=_CONNECTIONS,
+                        seconds=seconds,
+                        marker=marker,
+                        other=(_path(2), _BY_CLIENT[name]) if name in _BY_CLIENT else None,
+                    )
+                    samples.append(_sample("closed", name, turn, sample, before, fleet.counts()))
                 if name in _OPEN_CASES:
                     before = fleet.counts()
                     opened = drive_open(
@@ -153,6 +169,7 @@ def _run(marker: str, folder: Path, seconds: float, rounds: int) -> dict[str, An
                         seed=turn,
                         marker=marker,
                         folder=folder,
+                        copies=(_path(3), 0.1) if name == "shadow 10 % by the client" else None,
                     )
                     samples.append(_sample("open", name, turn, opened, before, fleet.counts()))
                 print(_progress(turn, rounds, samples, name), flush=True)
@@ -233,7 +250,9 @@ def summarise(samples: list[dict[str, Any]]) -> dict[str, Any]:
         rows[case] = {
             "rate": median_of(closed),
             "rate_ratio": paired_ratio(closed, select(samples, loop="closed", case="none")),
-            "forwarded_share": sum(sample["forwarded"] for sample in closed) / requests,
+            "forwarded_share": sum(sample["forwarded"] for sample in closed) / requests
+            if requests
+            else None,
             "fallbacks": sum(sample["fallbacks"] for sample in [*closed, *opened]),
             "p50_s": median_of(opened, "latency_s.p50"),
             "p99_s": median_of(opened, "latency_s.p99"),
@@ -272,15 +291,16 @@ def render(results: dict[str, Any]) -> str:
     """The report as Markdown."""
     closed, opened = [], []
     for case, row in results["summary"].items():
-        closed.append(
-            (
-                case,
-                number(row["rate"]),
-                f"{number(row['rate_ratio'])}x",
-                f"{row['forwarded_share']:.2%}",
-                str(row["fallbacks"]),
+        if row["rate"] is not None:
+            closed.append(
+                (
+                    case,
+                    number(row["rate"]),
+                    f"{number(row['rate_ratio'])}x",
+                    f"{row['forwarded_share']:.2%}",
+                    str(row["fallbacks"]),
+                )
             )
-        )
         if row["p99_s"] is not None:
             opened.append(
                 (

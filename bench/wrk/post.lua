@@ -1,4 +1,5 @@
 -- Sends the bodies in the file BENCH_BODIES, one a line, in turn; prints one line of JSON at the end.
+-- With BENCH_OTHER_PATH, BENCH_OTHER_PERCENT (1 to 99) of the requests go to that path instead.
 local bodies = {}
 for line in io.lines(os.getenv("BENCH_BODIES")) do
   bodies[#bodies + 1] = line
@@ -7,7 +8,22 @@ end
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
 
-if #bodies == 1 then
+local other, percent = os.getenv("BENCH_OTHER_PATH"), tonumber(os.getenv("BENCH_OTHER_PERCENT") or 0)
+
+if other and percent > 0 then
+  local requests, last = {}, 0
+  function init(args)
+    for index = 1, 100 do
+      -- Evenly spread: 5 of 100 are every twentieth.
+      local elsewhere = math.floor(index * percent / 100) > math.floor((index - 1) * percent / 100)
+      requests[index] = wrk.format(nil, elsewhere and other or nil, nil, bodies[1])
+    end
+  end
+  function request()
+    last = last % 100 + 1
+    return requests[last]
+  end
+elseif #bodies == 1 then
   -- Without a request() function wrk formats the request once: nothing of Lua is in the loop.
   wrk.body = bodies[1]
 else

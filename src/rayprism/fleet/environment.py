@@ -92,6 +92,9 @@ def _defaults(temp_dir: Path, *, haproxy: bool) -> dict[str, str]:
             # A replica that dies with a request in hand has not answered: another one may.
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": "3",
+            # Replicas count requests instead of the proxy's manager, to which HAProxy would send a
+            # line for each (docs/decisions/0011).
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
             # By default these lie in a folder that all users of the machine share.
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
             "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a.sock",
