@@ -134,7 +134,8 @@ def entries(*changes: tuple[Any, ...]) -> list[Entry]:
         ([("promote", 3, 4, "done")], 4, 3),
         ([("promote", 3, 4, "done")], 3, None),
         ([("promote", 3, 4, "failed")], 4, None),
-        ([("promote", 3, 4, "unfinished")], 4, None),
+        # Its command was killed, but Serve went through with it.
+        ([("promote", 3, 4, "unfinished")], 4, 3),
         ([("traffic", 4, 4, "done")], 4, None),
         # The newest time that 4 was promoted counts.
         ([("promote", 2, 4, "done"), ("rollback", 4, 3, "done"), ("promote", 3, 4, "done")], 4, 3),

@@ -240,7 +240,9 @@ def _entry(begun: Mapping[str, Any], end: Mapping[str, Any] | None) -> Entry:
 def previous_version(entries: Sequence[Entry], current: int) -> int | None:
     """The version that the current one took over from, when it was last promoted.
 
-    Rollbacks are not looked at: a second rollback goes further back, and not forth again.
+    Rollbacks are not looked at: a second rollback goes further back, and not forth again. A
+    promotion whose command was killed counts: that its version is the current one shows that Serve
+    went through with it.
 
     Args:
         entries: Oldest first.
@@ -250,7 +252,7 @@ def previous_version(entries: Sequence[Entry], current: int) -> int | None:
         was, became = entry.before.get("version"), entry.after.get("version")
         if (
             entry.action == "promote"
-            and entry.outcome == "done"
+            and entry.outcome != "failed"
             and became == current
             and was != current
         ):
