@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -196,6 +197,20 @@ async def test_a_version_in_the_path_is_never_split(versions: list[ModelVersion]
                 assert (status, version) == (200, "1")
         status, _, _ = await post(stable, path="/v2/models/split/versions/2/infer")
         assert status == 404, "it has an address of its own"
+        assert proxy.calls == []
+
+
+@pytest.mark.parametrize("root", ["/v2/models/split/versions/1", "/api/v2/models/split/versions/1"])
+@async_test
+async def test_nothing_is_split_at_the_address_of_a_version(
+    versions: list[ModelVersion], root: str
+) -> None:
+    async with fleet(versions[:2], v1=splits(100)) as (stable, proxy):
+        transport = httpx.ASGITransport(app=stable.app, root_path=root)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for headers in ({}, {"x-rayprism-version": "2"}):
+                answer = await client.post(f"{root}/infer", json=mlp_example(), headers=headers)
+                assert answer.headers["x-rayprism-version"] == "1", answer.text
         assert proxy.calls == []
 
 

@@ -153,6 +153,7 @@ class ModelApp(AsgiApp):
         self._service = service
         self._endpoints: dict[str, Endpoint] = {}
         self.signature = ((_VERSION, service.version.encode()),)
+        self._own_route = f"/versions/{service.version}"
 
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str
@@ -189,8 +190,8 @@ class ModelApp(AsgiApp):
         if _TIMEOUT in headers:
             most_s = parse_timeout(headers[_TIMEOUT].decode("latin-1"))
         traffic = service.traffic
-        if (traffic.is_split or _VERSION in headers) and endpoint.version is None:
-            target = self._target(headers)
+        if traffic.is_split or _VERSION in headers:
+            target = self._target(scope, endpoint, headers)
             if target is not None:
                 allowed_s = self._allowed_s(sent, headers, most_s)
                 budget_s = traffic.budget_s(target, allowed_s)
@@ -214,9 +215,11 @@ class ModelApp(AsgiApp):
                 )
             )
 
-    def _target(self, headers: Headers) -> Target | None:
-        if _FORWARDED in headers:
+    def _target(self, scope: Scope, endpoint: Endpoint, headers: Headers) -> Target | None:
+        if _FORWARDED in headers or endpoint.version is not None:
             return None
+        if scope.get("root_path", "").endswith(self._own_route):
+            return None  # this version's own address: whoever comes there means it
         traffic = self._service.traffic
         wanted = headers.get(_VERSION)
         key = None
