@@ -13,7 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FileFacts", "Progress", "Shard", "Unit", "listing_digest", "plan_shards"]
+__all__ = [
+    "FileFacts",
+    "Progress",
+    "Shard",
+    "Unit",
+    "listing_digest",
+    "plan_digest",
+    "plan_shards",
+]
 
 Unit = Literal["row_groups", "bytes", "files"]
 
@@ -25,13 +33,14 @@ class FileFacts:
     Args:
         path: Relative to the input, with `/`.
         size_bytes: Of the file.
-        row_groups: Rows of each row group, of a Parquet file; empty for other formats.
+        row_groups: Rows of each row group, of a Parquet file, which may have none; None for other
+            formats.
         splittable: Whether a text file may be cut at any line.
     """
 
     path: str
     size_bytes: int
-    row_groups: tuple[int, ...] = ()
+    row_groups: tuple[int, ...] | None = None
     splittable: bool = False
 
 
@@ -63,14 +72,25 @@ def plan_shards(
     target_bytes: int,
     files_per_shard: int | None = None,
 ) -> list[Shard]:
-    """Cuts files into shards of about the same size.
+    """Cuts files into shards of about the same size. An empty file has none.
 
     Args:
         files: In the order of the input.
         target_rows: Most rows of a Parquet shard, unless a single row group has more.
         target_bytes: Most bytes of a shard of a text file that may be cut.
         files_per_shard: Where each file is one row (images): so many make a shard.
+
+    Raises:
+        ValueError: A target below 1, with which nothing could be cut.
     """
+    targets = {
+        "target_rows": target_rows,
+        "target_bytes": target_bytes,
+        "files_per_shard": files_per_shard,
+    }
+    for name, value in targets.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, allowed is 1 or more")
     if files_per_shard is not None:
         count = len(files)
         return [
@@ -80,7 +100,7 @@ def plan_shards(
         ]
     shards: list[Shard] = []
     for index, facts in enumerate(files):
-        if facts.row_groups:
+        if facts.row_groups is not None:
             parts: Iterator[tuple[int, int, int | None]] = _row_groups(
                 facts.row_groups, target_rows
             )
@@ -102,11 +122,14 @@ def _row_groups(
             yield start, index, rows
             start, rows = index, 0
         rows += count
-    yield start, len(row_groups), rows
+    if row_groups:
+        yield start, len(row_groups), rows
 
 
 def _byte_ranges(facts: FileFacts, target_bytes: int) -> Iterator[tuple[int, int, int | None]]:
     size = facts.size_bytes
+    if size == 0:
+        return
     if not facts.splittable or size <= target_bytes:
         yield 0, size, None
         return
@@ -120,9 +143,24 @@ def listing_digest(files: Sequence[FileFacts]) -> str:
     """What an input is recognised by: names, sizes and row groups of its files, in order."""
     digest = hashlib.sha256()
     for facts in files:
-        line = [facts.path, facts.size_bytes, list(facts.row_groups)]
-        digest.update(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        digest.update(_line([facts.path, facts.size_bytes, facts.row_groups]))
     return f"sha256:{digest.hexdigest()}"
+
+
+def plan_digest(shards: Sequence[Shard]) -> str:
+    """What a plan is recognised by: shard 7 of another plan is another part of the input.
+
+    The same files are cut differently by other targets, and may be by another release of this
+    module.
+    """
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(_line([shard.number, shard.file, shard.start, shard.stop, shard.unit]))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _line(values: list[object]) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 
 
 class Progress:
@@ -141,7 +179,8 @@ class Progress:
         self._seen: deque[tuple[float, int]] = deque()
 
     def start(self, now_s: float) -> None:
-        """The clock runs from here."""
+        """The clock runs from here: what is added before has no time that it took."""
+        self._seen.clear()
         self._seen.append((now_s, self.done))
 
     def add(self, amount: int, now_s: float) -> None:
@@ -160,5 +199,7 @@ class Progress:
 
     def left_s(self, now_s: float) -> float | None:
         """Seconds until it is done, at this speed; None where nothing is known yet."""
+        if self.done >= self.total:
+            return 0.0
         rate = self.rate(now_s)
         return (self.total - self.done) / rate if rate > 0 else None

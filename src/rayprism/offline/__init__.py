@@ -1,0 +1,1 @@
+"""Large batch inference with Ray Data, on the same models that are served."""

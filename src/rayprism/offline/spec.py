@@ -1,0 +1,281 @@
+"""What a batch job is told: the YAML that `batch/predict.py` takes.
+
+PyYAML reads it, as it reads Serve's files. It speaks YAML 1.1: `on` and `no` are booleans there,
+and `1e-3` is a string.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+
+from rayprism.core.tensors import suggest
+from rayprism.errors import ConfigInvalid, Fault
+from rayprism.models.manifest import faults_of, is_model_name
+from rayprism.offline.spec_parts import (
+    CsvOptions,
+    Format,
+    ImageOptions,
+    InputSpec,
+    Limits,
+    OutputSpec,
+    Pool,
+    SpecPart,
+)
+from rayprism.offline.yaml_file import read_value, read_yaml
+
+__all__ = [
+    "REPOSITORY_VARIABLE",
+    "CsvOptions",
+    "Format",
+    "ImageOptions",
+    "InputSpec",
+    "JobSpec",
+    "Limits",
+    "OutputSpec",
+    "Pool",
+    "load_spec",
+    "parse_spec",
+]
+
+REPOSITORY_VARIABLE = "RAYPRISM_REPOSITORY"
+"""Environment variable that names the model repository where the job's file does not."""
+
+
+def _version_from_digits(value: Any) -> Any:
+    if isinstance(value, (bool, float)):
+        raise ValueError('a whole number from 1, as in "3"')
+    # People write both 3 and "3", and mean the same.
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+class JobSpec(SpecPart):
+    """A batch job.
+
+    Args:
+        model: The model's name.
+        version: Always named: nothing is run because it is newest.
+        repository: Absolute path of the model repository, the same on every node. By default what
+            RAYPRISM_REPOSITORY says.
+        allow_code: Whether code in the version's folder may run.
+        device: `auto` takes a GPU where Ray assigned one to the actor.
+        input: What is read.
+        output: What is written.
+        pool: The actors.
+        limits: Of batches, shards, dead letters and memory.
+        mode: How the work goes through Ray Data; see `way`.
+    """
+
+    model: str
+    version: Annotated[int, Field(ge=1), BeforeValidator(_version_from_digits)]
+    repository: str | None = None
+    allow_code: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    input: InputSpec
+    output: OutputSpec
+    pool: Pool = Pool()
+    limits: Limits = Limits()
+    mode: Literal["auto", "stream", "pipeline"] = "auto"
+
+    @field_validator("model")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if not is_model_name(value):
+            raise ValueError(
+                "a model name has letters, digits, '.', '_' and '-', at most 128, "
+                "starting with a letter or digit, no '..'"
+            )
+        return value
+
+    @field_validator("repository")
+    @classmethod
+    def _is_absolute(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_absolute():
+            raise ValueError(
+                "an absolute path: a relative one would mean another folder on every node. Or "
+                f"leave it out and set {REPOSITORY_VARIABLE}"
+            )
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _apart_from_input(cls, value: OutputSpec, info: ValidationInfo) -> OutputSpec:
+        source = info.data.get("input")
+        if source is None:
+            return value
+        if value.partitioned and source.partitioning != "hive":
+            raise ValueError("partitioned: needs input.partitioning: hive")
+        inside = [uri for uri in source.uri if _would_read(uri, value.uri)]
+        if inside:
+            raise ValueError(
+                f"uri: {value.uri} lies in the input {inside[0]}, so the next run would read what "
+                "this one wrote. Write somewhere else"
+            )
+        return value
+
+    def repository_path(self) -> Path:
+        """Where the repository is, from `repository` or the environment.
+
+        Raises:
+            ConfigInvalid: Neither names one.
+        """
+        value = self.repository or os.environ.get(REPOSITORY_VARIABLE)
+        if not value:
+            message = (
+                f"not given, and {REPOSITORY_VARIABLE} is not set in the environment. Write an "
+                "absolute path, or set the variable"
+            )
+            raise ConfigInvalid("job", [Fault("repository", message)])
+        return Path(value)
+
+    def way(self, *, prepares: bool) -> Literal["stream", "pipeline"]:
+        """How the work goes through Ray Data.
+
+        `pipeline` where there is work for CPUs to do beside a GPU: the actors ask for a GPU, and
+        the model has pre-processing or reads images. Else `stream`, which moves no rows between
+        processes.
+
+        Args:
+            prepares: Whether the model has pre-processing.
+        """
+        if self.mode != "auto":
+            return self.mode
+        beside_gpu = prepares or self.input.images is not None
+        return "pipeline" if self.pool.gpus > 0 and beside_gpu else "stream"
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same in every run that adds to one output.
+
+        Not in it: how fast and where it is done, when to give up, and where the model was read
+        from, which its digest says better.
+        """
+        said: dict[str, Any] = self.model_dump(mode="json")
+        for key in ("pool", "mode", "repository", "allow_code"):
+            del said[key]
+        for key in ("max_dead_letters", "batch_rows", "max_memory_bytes"):
+            del said["limits"][key]
+        return said
+
+
+def _would_read(source: str, output: str) -> bool:
+    """Whether a later listing of `source` would find what is written to the folder `output`."""
+    folder, pattern = re.match(r"([^*?\[]*)(.*)", source, re.DOTALL).groups()  # type: ignore[union-attr]
+    if pattern and "**" not in pattern:
+        return False
+    if pattern:
+        folder = folder.rpartition("/")[0] or ("/" if folder.startswith("/") else ".")
+    inner, outer = (posixpath.normpath(uri.removeprefix("file://")) for uri in (output, folder))
+    if outer == ".":
+        return not inner.startswith(("/", "..")) and "://" not in output
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")
+
+
+def load_spec(path: Path, changes: Sequence[str] = ()) -> JobSpec:
+    """Reads the YAML of a job.
+
+    Args:
+        path: The file.
+        changes: What the command line says instead, as in `pool.max_actors=4`: a path and YAML.
+
+    Raises:
+        ConfigInvalid: It cannot be read, is not YAML, or has faults: all, with path and line.
+    """
+    file = read_yaml(path)
+    faults = list(file.faults)
+    data = file.data
+    if changes and isinstance(data, dict):
+        for change in changes:
+            faults.extend(_apply(data, change))
+    try:
+        spec = parse_spec(data, file.source)
+    except ConfigInvalid as error:
+        known = {fault.path for fault in faults}
+        faults += [
+            Fault(fault.path, fault.message, file.line_of(fault.path))
+            for fault in error.faults
+            # Keys that are no strings were found in the file, where they have a name and a line.
+            if fault.path not in known and not fault.message.startswith("Keys should be strings")
+        ]
+    if faults:
+        raise ConfigInvalid(file.source, faults)
+    return spec
+
+
+def parse_spec(raw: Any, source: str = "job") -> JobSpec:
+    """Checks what a YAML file says.
+
+    Raises:
+        ConfigInvalid: Every fault, with its path.
+    """
+    if not isinstance(raw, Mapping):
+        message = f"got {raw!r:.80}, allowed is a mapping with model, version, input and output"
+        raise ConfigInvalid(source, [Fault("", message)])
+    try:
+        return JobSpec.model_validate(dict(raw))
+    except ValidationError as error:
+        raise ConfigInvalid(source, [_helped(fault) for fault in faults_of(error)]) from None
+
+
+_CLASS_NAME = re.compile(r"Input should be a valid dictionary or instance of \w+")
+_BOOLEAN = re.compile(r"got (True|False)$")
+_NUMBER_AS_TEXT = re.compile(r"got '([-+]?\d[\d.]*)[eE]([-+]?\d+)'$")
+
+
+def _helped(fault: Fault) -> Fault:
+    """Adds what the person most likely meant."""
+    parent, _, key = fault.path.rpartition(".")
+    message = fault.message
+    if message == "unknown key":
+        known = list(_part_at(parent).model_fields)
+        message = f"unknown key.{suggest(key, known)} Allowed: {', '.join(known)}"
+    elif message == "Field required":
+        message = "missing, and has no default"
+    elif "instance of" in message:
+        message = _CLASS_NAME.sub("a mapping", message)
+    elif "string" in message and _BOOLEAN.search(message):
+        message += ". YAML reads yes, no, on and off as booleans: quote it"
+    elif number := _NUMBER_AS_TEXT.search(message):
+        digits = number[1] if "." in number[1] else f"{number[1]}.0"
+        sign = "" if number[2][0] in "+-" else "+"
+        advice = "write it out" if "integer" in message else f"{digits}e{sign}{number[2]}"
+        message += f". YAML reads it as text without a point and a sign: {advice}"
+    return Fault(fault.path, message, fault.line)
+
+
+def _part_at(path: str) -> type[SpecPart]:
+    """The part of the job that a path names; its whole where there is none."""
+    part: type[SpecPart] = JobSpec
+    for name in filter(None, path.split(".")):
+        field = part.model_fields.get(name)
+        kinds = () if field is None else (field.annotation, *typing.get_args(field.annotation))
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, SpecPart):
+                part = kind
+    return part
+
+
+def _apply(data: dict[str, Any], change: str) -> list[Fault]:
+    """Puts `limits.batch_rows=64` into what a file says."""
+    path, equals, text = change.partition("=")
+    names = path.strip().split(".")
+    if not equals or not all(names):
+        return [Fault("", f"--set {change}: got no path and value, as in pool.max_actors=4")]
+    value, fault = read_value(text)
+    if fault:
+        return [Fault(path, f"--set {change}: {fault}")]
+    for name in names[:-1]:
+        inner = data.get(name)
+        if inner is None:
+            inner = data[name] = {}
+        if not isinstance(inner, dict):
+            return [Fault(path, f"--set {change}: {name} is not a mapping in the file")]
+        data = inner
+    data[names[-1]] = value
+    return []
