@@ -12,13 +12,14 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import ValidationError, ValidationInfo, field_validator
 
 from rayprism.core.tensors import suggest
 from rayprism.errors import ConfigInvalid, Fault
-from rayprism.models.manifest import faults_of, is_model_name
+from rayprism.models.fields import REPOSITORY_VARIABLE, ModelName, VersionNumber
+from rayprism.models.manifest import faults_of
 from rayprism.offline.spec_parts import (
     CsvOptions,
     Format,
@@ -45,16 +46,6 @@ __all__ = [
     "parse_spec",
 ]
 
-REPOSITORY_VARIABLE = "RAYPRISM_REPOSITORY"
-"""Environment variable that names the model repository where the job's file does not."""
-
-
-def _version_from_digits(value: Any) -> Any:
-    if isinstance(value, (bool, float)):
-        raise ValueError('a whole number from 1, as in "3"')
-    # People write both 3 and "3", and mean the same.
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-
 
 class JobSpec(SpecPart):
     """A batch job.
@@ -73,8 +64,8 @@ class JobSpec(SpecPart):
         mode: How the work goes through Ray Data; see `way`.
     """
 
-    model: str
-    version: Annotated[int, Field(ge=1), BeforeValidator(_version_from_digits)]
+    model: ModelName
+    version: VersionNumber
     repository: str | None = None
     allow_code: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -83,16 +74,6 @@ class JobSpec(SpecPart):
     pool: Pool = Pool()
     limits: Limits = Limits()
     mode: Literal["auto", "stream", "pipeline"] = "auto"
-
-    @field_validator("model")
-    @classmethod
-    def _is_name(cls, value: str) -> str:
-        if not is_model_name(value):
-            raise ValueError(
-                "a model name has letters, digits, '.', '_' and '-', at most 128, "
-                "starting with a letter or digit, no '..'"
-            )
-        return value
 
     @field_validator("repository")
     @classmethod

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,7 +22,8 @@ from pydantic import (
 
 from rayprism.core.tensors import suggest
 from rayprism.errors import ConfigInvalid, Fault
-from rayprism.models.manifest import faults_of, is_model_name
+from rayprism.models.fields import REPOSITORY_VARIABLE, ModelName, VersionNumber
+from rayprism.models.manifest import faults_of
 
 __all__ = [
     "DEPLOYMENT_NAME",
@@ -41,25 +41,12 @@ __all__ = [
 DEPLOYMENT_NAME = "model"
 """The name of the one deployment of every model application; its options go under it."""
 
-REPOSITORY_VARIABLE = "RAYPRISM_REPOSITORY"
-"""Environment variable of the cluster that names the repository where `args` does not."""
-
 
 class _Settings(BaseModel):
     # Strict: YAML has types of its own, and `true` for a number or "no" for a flag is a mistake.
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=()
     )
-
-
-def _version_from_digits(value: Any) -> Any:
-    if isinstance(value, (bool, float)):
-        raise ValueError('a whole number from 1, as in "3"')
-    # People write both 3 and "3", and mean the same.
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-
-
-_Version = Annotated[int, Field(ge=1), BeforeValidator(_version_from_digits)]
 
 
 _T = TypeVar("_T", bound=_Settings)
@@ -77,21 +64,11 @@ class ModelArgs(_Settings):
         device: `auto` takes a GPU where Ray assigned one to the replica.
     """
 
-    model: str
-    version: _Version
+    model: ModelName
+    version: VersionNumber
     repository: str | None = None
     allow_code: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    @field_validator("model")
-    @classmethod
-    def _is_name(cls, value: str) -> str:
-        if not is_model_name(value):
-            raise ValueError(
-                "a model name has letters, digits, '.', '_' and '-', at most 128, "
-                "starting with a letter or digit, no '..'"
-            )
-        return value
 
     @field_validator("repository")
     @classmethod
@@ -145,7 +122,7 @@ class Candidate(_Settings):
             version's.
     """
 
-    version: _Version
+    version: VersionNumber
     weight: _Percent
     allow_signature_change: bool = False
 
@@ -175,7 +152,7 @@ class Shadow(_Settings):
         allow_signature_change: As for candidates.
     """
 
-    version: _Version
+    version: VersionNumber
     sample: _Percent
     allow_signature_change: bool = False
 
