@@ -16,7 +16,7 @@ GRPC = "rayprism.protocol.grpc:add_GRPCInferenceServiceServicer_to_server"
 
 GOOD = f"""\
 proxy_location: HeadOnly
-http_options: {{host: 127.0.0.1, port: 8000}}
+http_options: {{host: 127.0.0.1, keep_alive_timeout_s: 20, port: 8000}}
 grpc_options:
   port: 9000
   grpc_servicer_functions: [{GRPC}]
@@ -64,7 +64,7 @@ def check(tmp_path: Path, repository: Path):
 
 def file(
     *,
-    top: str = "http_options: {host: 127.0.0.1}",
+    top: str = "http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}",
     app: str = "",
     args: str = "args: {model: flights, version: 2}",
     deployment: str = "",
@@ -109,7 +109,7 @@ def test_whatever_ray_offers_is_no_fault(check):
           port: 8000
           root_path: ""
           request_timeout_s: 5
-          keep_alive_timeout_s: 90
+          keep_alive_timeout_s: 20
         grpc_options: {port: 9000, grpc_servicer_functions: ["m:f"], enable_reflection: false}
         controller_options: {runtime_env: {env_vars: {A: "1"}}}
         logging_config: {encoding: JSON, log_level: INFO, enable_access_log: false}
@@ -174,7 +174,11 @@ def test_whatever_ray_offers_is_no_fault(check):
 RAY = {
     "a list at the top": ("- a\n- b\n", "", "mapping"),
     "a string at the top": ("hello\n", "", "mapping"),
-    "no applications": ("http_options: {host: 127.0.0.1}\n", "applications", "missing"),
+    "no applications": (
+        "http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\n",
+        "applications",
+        "missing",
+    ),
     "empty applications": ("applications: []\n", "applications", "delete every"),
     "applications is a mapping": (
         "applications: {name: one}\n",
@@ -213,23 +217,25 @@ RAY = {
     "port of an application": (file(app="port: 8000"), f"{APP}.port", "http_options.port"),
     "args is a list": (file(args="args: [flights]"), f"{APP}.args", "dictionary"),
     "proxy location": (
-        file(top="proxy_location: Everywhere\nhttp_options: {host: 127.0.0.1}"),
+        file(
+            top="proxy_location: Everywhere\nhttp_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}"
+        ),
         "proxy_location",
         "EveryNode",
     ),
     "port is a word": (
-        file(top="http_options: {host: 127.0.0.1, port: http}"),
+        file(top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20, port: http}"),
         "http_options.port",
         "integer",
     ),
     "http_options is a list": (file(top="http_options: [8000]"), "http_options", "mapping"),
     "misspelt top key": (
-        file(top="http_options: {host: 127.0.0.1}\ngrpc_option: {}"),
+        file(top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\ngrpc_option: {}"),
         "grpc_option",
         "Did you mean 'grpc_options'?",
     ),
     "misspelt http key": (
-        file(top="http_options: {host: 127.0.0.1, prot: 8000}"),
+        file(top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20, prot: 8000}"),
         "http_options.prot",
         "Did you mean 'port'?",
     ),
@@ -254,7 +260,9 @@ RAY = {
         "Did you mean 'min_replicas'?",
     ),
     "misspelt logging key": (
-        file(top="http_options: {host: 127.0.0.1}\nlogging_config: {log_levl: INFO}"),
+        file(
+            top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\nlogging_config: {log_levl: INFO}"
+        ),
         "logging_config.log_levl",
         "Did you mean 'log_level'?",
     ),
@@ -462,7 +470,7 @@ OURS = {
     ),
     "misspelt gRPC function": (
         file(
-            top="http_options: {host: 127.0.0.1}\ngrpc_options: {grpc_servicer_functions: "
+            top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\ngrpc_options: {grpc_servicer_functions: "
             "['rayprism.protocol.grpc:add_GRPCInferenceService_to_server']}"
         ),
         "grpc_options.grpc_servicer_functions[0]",
@@ -470,7 +478,7 @@ OURS = {
     ),
     "the gRPC function of the stubs": (
         file(
-            top="http_options: {host: 127.0.0.1}\ngrpc_options: {grpc_servicer_functions: "
+            top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\ngrpc_options: {grpc_servicer_functions: "
             "['tritonclient.grpc.service_pb2_grpc:add_GRPCInferenceServiceServicer_to_server']}"
         ),
         "grpc_options.grpc_servicer_functions[0]",
@@ -494,6 +502,16 @@ OURS = {
 
 WARNINGS = {
     "open to all by default": (file(top="{}"), "http_options.host", "no authentication"),
+    "connections kept longer than replicas drain": (
+        file(top="http_options: {host: 127.0.0.1}"),
+        "http_options.keep_alive_timeout_s",
+        "not given, so 90",
+    ),
+    "connections kept as long as replicas drain": (
+        file(top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 30}"),
+        "http_options.keep_alive_timeout_s",
+        "less than `rayprism up --drain-s`",
+    ),
     "open to all": (file(top="http_options: {host: 0.0.0.0}"), "http_options.host", "0.0.0.0"),
     "port as a string": (
         file(top='http_options: {host: localhost, port: "8000"}'),
@@ -544,13 +562,15 @@ WARNINGS = {
         "num_gpus",
     ),
     "gRPC without functions": (
-        file(top="http_options: {host: 127.0.0.1}\ngrpc_options: {port: 9000}"),
+        file(
+            top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\ngrpc_options: {port: 9000}"
+        ),
         "grpc_options.grpc_servicer_functions",
         GRPC,
     ),
     "gRPC with others only": (
         file(
-            top="http_options: {host: 127.0.0.1}\n"
+            top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\n"
             "grpc_options: {grpc_servicer_functions: ['their.grpc:add']}"
         ),
         "grpc_options.grpc_servicer_functions",
@@ -598,7 +618,7 @@ def test_file_that_is_not_there(tmp_path: Path):
 def test_all_faults_are_said_at_once_with_their_lines(check):
     report = check(
         """\
-        http_options: {host: 127.0.0.1, prot: 1}
+        http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20, prot: 1}
         applications:
         - name: one
           import_path: rayprism.serving.app:build
@@ -639,7 +659,7 @@ def test_all_faults_are_said_at_once_with_their_lines(check):
 def test_names_and_routes_that_are_taken(check):
     report = check(
         """\
-        http_options: {host: 127.0.0.1}
+        http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}
         applications:
         - {name: a, route_prefix: /a, import_path: "m:x"}
         - {name: a, route_prefix: /b, import_path: "m:x"}
@@ -661,7 +681,7 @@ def test_names_and_routes_that_are_taken(check):
 def test_anchors_and_merge_keys_are_followed(check):
     report = check(
         """\
-        http_options: {host: 127.0.0.1}
+        http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}
         x-common: &common
           import_path: rayprism.serving.app:build
           deployments:

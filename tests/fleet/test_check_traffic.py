@@ -44,7 +44,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(tmp_path: Path, repository: Path) -> Check:
     def run(*applications: dict[str, Any], **options: Any) -> CheckReport:
         path = tmp_path / "serve.yaml"
-        data = {"http_options": {"host": "127.0.0.1"}, "applications": list(applications)}
+        data = {
+            "http_options": {"host": "127.0.0.1", "keep_alive_timeout_s": 20},
+            "applications": list(applications),
+        }
         path.write_text(yaml.safe_dump(data, sort_keys=False))
         return check_file(path, **{"repository": repository, **options})
 
@@ -142,7 +145,7 @@ def test_the_line_is_that_of_the_version(tmp_path: Path, repository: Path) -> No
     path = tmp_path / "serve.yaml"
     path.write_text(
         """\
-http_options: {host: 127.0.0.1}
+http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}
 applications:
 - {name: front, route_prefix: /, import_path: "rayprism.serving.front:build"}
 - name: flights

@@ -110,7 +110,10 @@ def stable(version: int = STABLE, **traffic: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def fleet(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with running_fleet(models, tmp_path_factory.mktemp("state"), haproxy=True) as fleet:
+    state_dir = tmp_path_factory.mktemp("state")
+    # Longer than httpx keeps a connection that nobody uses (5 s): a HAProxy that was replaced holds
+    # such a connection until its next request, and sends that to the replicas that it knew.
+    with running_fleet(models, state_dir, haproxy=True, drain_s=6) as fleet:
         yield fleet
 
 
@@ -221,7 +224,9 @@ def test_a_candidate_that_answers_only_errors(fleet: Fleet, models: Path, load: 
     fleet.deploy([FRONT_DOOR, stable(**traffic), beside(ERRORS, allow_code=True)])
     with load:
         load.wait_for(300)
-        wait_for(lambda: in_force(fleet)["candidates"]["3"]["fallbacks"].get("error", 0) > 5)
+        # While it is new, its proxy may say `gone` before it gives errors, and after five failures of
+        # either kind it is tried ever more seldom.
+        wait_for(lambda: in_force(fleet)["candidates"]["3"]["fallbacks"].get("error", 0) > 0)
     check_nothing_failed(load)
     assert set(load.versions) == {"1"}
     found = in_force(fleet)["candidates"]["3"]

@@ -112,11 +112,20 @@ FRONT_DOOR = {
 
 
 @contextmanager
-def running_fleet(repository: Path, state_dir: Path, *, haproxy: bool) -> Iterator[Fleet]:
-    """A cluster on ports of its own, stopped at the end."""
+def running_fleet(
+    repository: Path, state_dir: Path, *, haproxy: bool, drain_s: float = 1.0
+) -> Iterator[Fleet]:
+    """A cluster on ports of its own, stopped at the end.
+
+    Args:
+        repository: Of models.
+        state_dir: Where the cluster's state is kept.
+        haproxy: Whether HAProxy is the proxy.
+        drain_s: How long a replica that is stopped goes on answering.
+    """
     command = [str(Path(sys.executable).with_name("rayprism"))]
     options = ["--state", str(state_dir), "--repository", str(repository), "--num-cpus", "8"]
-    options += ["--dashboard-port", str(find_port()), "--drain-s", "1"]
+    options += ["--dashboard-port", str(find_port()), "--drain-s", f"{drain_s:g}"]
     if not haproxy:
         options.append("--no-haproxy")
     up = subprocess.run([*command, "up", *options], capture_output=True, text=True, timeout=180)

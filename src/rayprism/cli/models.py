@@ -153,7 +153,7 @@ def _snippet(manifest: Manifest) -> str:
     allow_code = ", allow_code: true" if manifest.runs_code else ""
     # Quoted: a name such as `on` or `1e3` is something else to YAML.
     return (
-        "http_options: {host: 127.0.0.1}\n"
+        "http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\n"
         "applications:\n"
         f'- name: "{manifest.model}"\n'
         f'  route_prefix: "/v2/models/{manifest.model}"\n'

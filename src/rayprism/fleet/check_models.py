@@ -36,6 +36,9 @@ GRPC_FUNCTION = "rayprism.protocol.grpc:add_GRPCInferenceServiceServicer_to_serv
 
 _FRONT_ROUTES = ("/", "/v2")
 _FRONT_DEPLOYMENT = "front"
+_SERVES_KEEP_ALIVE_S = 90
+_DRAIN_S = 30
+"""Serve's own numbers, where nothing else is said (Ray 2.60, serve/_private/constants.py)."""
 
 
 class ModelChecks:
@@ -94,6 +97,7 @@ class ModelChecks:
             self._grpc(data)
         self._traffic()
         self._host(data)
+        self._keep_alive(data)
 
     def _fault(self, path: str, message: str) -> None:
         self.faults.append(self._document.fault(path, message))
@@ -347,6 +351,23 @@ class ModelChecks:
             "http_options.host",
             f"{shown}: whoever reaches this machine reaches the models, for Serve has no "
             "authentication. Use 127.0.0.1, or put a gateway in front",
+        )
+
+    def _keep_alive(self, data: Mapping[str, Any]) -> None:
+        options = data.get("http_options")
+        if not isinstance(options, dict):
+            return
+        seconds = options.get("keep_alive_timeout_s", _SERVES_KEEP_ALIVE_S)
+        if not isinstance(seconds, int | float) or seconds < _DRAIN_S:
+            return
+        shown = (
+            f"{seconds:g}" if "keep_alive_timeout_s" in options else f"not given, so {seconds:g}"
+        )
+        self._warn(
+            "http_options.keep_alive_timeout_s",
+            f"{shown}: a replica that is replaced answers for {_DRAIN_S:g} s more, and a connection "
+            "that a client left idle for longer leads to it still: the next request on it fails. "
+            "Give less than `rayprism up --drain-s`, as 20",
         )
 
 
