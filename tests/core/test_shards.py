@@ -42,6 +42,14 @@ def of_file(shards: list[Shard], index: int) -> list[Shard]:
     return [shard for shard in shards if shard.file == index]
 
 
+def extent(shard: Shard, facts: FileFacts) -> range:
+    """The rows of a Parquet file, or the bytes of another, that a shard has."""
+    if shard.unit != "row_groups":
+        return range(shard.start, shard.stop)
+    assert facts.row_groups is not None
+    return range(sum(facts.row_groups[: shard.start]), sum(facts.row_groups[: shard.stop]))
+
+
 # --- the plan
 
 
@@ -53,12 +61,15 @@ def test_everything_is_in_exactly_one_shard(
     shards = plan_shards(files, target_rows=target_rows, target_bytes=target_bytes)
     for index, facts in enumerate(files):
         parts = of_file(shards, index)
-        end = facts.size_bytes if facts.row_groups is None else len(facts.row_groups)
+        extents = [extent(part, facts) for part in parts]
+        end = facts.size_bytes if facts.row_groups is None else sum(facts.row_groups)
         # In order, without a gap or an overlap, from the first to the last.
-        edges = [0, *(part.stop for part in parts)]
-        assert [part.start for part in parts] == edges[:-1]
+        edges = [0, *(part.stop for part in extents)]
+        assert [part.start for part in extents] == edges[:-1]
         assert edges[-1] == end
         assert all(part.start < part.stop for part in parts)
+        if facts.row_groups is not None:
+            assert [part.rows for part in parts] == [len(part) for part in extents]
 
 
 @laws
@@ -69,9 +80,10 @@ def test_no_shard_is_larger_than_it_has_to_be(
     for shard in plan_shards(files, target_rows=target_rows, target_bytes=target_bytes):
         facts = files[shard.file]
         if facts.row_groups is not None:
-            rows = sum(facts.row_groups[shard.start : shard.stop])
-            assert (shard.unit, shard.rows) == ("row_groups", rows)
-            assert rows <= target_rows or shard.stop - shard.start == 1
+            rows = len(extent(shard, facts))
+            assert shard.unit in ("row_groups", "rows")
+            assert rows <= target_rows or shard.unit == "rows" or shard.stop - shard.start == 1
+            assert rows <= 8 * target_rows
         else:
             assert (shard.unit, shard.rows) == ("bytes", None)
             whole = (shard.start, shard.stop) == (0, facts.size_bytes)
@@ -89,12 +101,29 @@ def test_neighbours_would_not_fit_together(
         parts = of_file(shards, index)
         if facts.row_groups is not None:
             for left, right in pairwise(parts):
-                taken = facts.row_groups[left.start : right.start + 1]
-                assert sum(taken) > target_rows
+                if (left.unit, right.unit) == ("row_groups", "row_groups"):
+                    taken = facts.row_groups[left.start : right.start + 1]
+                    assert sum(taken) > target_rows
         elif facts.splittable:
             assert len(parts) == -(-facts.size_bytes // target_bytes)
             sizes = [part.stop - part.start for part in parts]
             assert not sizes or max(sizes) - min(sizes) <= 1
+
+
+@laws
+@given(st.integers(0, 10**9), st.integers(1, 10**6))
+def test_a_row_group_is_cut_only_where_it_is_far_too_large(rows: int, target_rows: int) -> None:
+    target_rows = max(target_rows, rows // 10_000)
+    facts = FileFacts("one.parquet", 10**9, (rows,))
+    shards = plan_shards([facts], target_rows=target_rows, target_bytes=1)
+    if rows <= 8 * target_rows:
+        assert shards == [Shard(0, 0, 0, 1, "row_groups", rows)]
+        return
+    assert {shard.unit for shard in shards} == {"rows"}
+    # Each further part decodes the group from its start once more.
+    assert len(shards) == -(-rows // (8 * target_rows))
+    sizes = [shard.stop - shard.start for shard in shards]
+    assert max(sizes) - min(sizes) <= 1
 
 
 @laws
@@ -132,6 +161,25 @@ def test_images_are_put_together(count: int, files_per_shard: int) -> None:
     assert [shard.number for shard in shards] == list(range(-(-count // files_per_shard)))
 
 
+@laws
+@given(st.lists(st.sampled_from(["y=1", "y=2", "y=3"]), max_size=30), st.integers(1, 8))
+def test_images_of_two_folders_are_not_in_one_shard(
+    folders: list[str], files_per_shard: int
+) -> None:
+    folders = sorted(folders)
+    files = [FileFacts(f"{folder}/{index}.png", 1) for index, folder in enumerate(folders)]
+    shards = plan_shards(
+        files, target_rows=1, target_bytes=1, files_per_shard=files_per_shard, folders=folders
+    )
+    assert [n for shard in shards for n in range(shard.start, shard.stop)] == list(
+        range(len(files))
+    )
+    parts = [folders[shard.start : shard.stop] for shard in shards]
+    assert all(len(set(part)) == 1 and len(part) <= files_per_shard for part in parts)
+    needed = sum(-(-folders.count(folder) // files_per_shard) for folder in set(folders))
+    assert len(shards) == needed
+
+
 @pytest.mark.parametrize(
     ("facts", "shards"),
     [
@@ -153,13 +201,29 @@ def test_images_are_put_together(count: int, files_per_shard: int) -> None:
             id="even parts, no small rest",
         ),
         pytest.param(
-            FileFacts("huge.parquet", 10**9, (500, 4, 5, 2)),
+            FileFacts("huge.parquet", 10**9, (80, 4, 5, 2)),
             [
-                Shard(0, 0, 0, 1, "row_groups", 500),
+                Shard(0, 0, 0, 1, "row_groups", 80),
                 Shard(1, 0, 1, 3, "row_groups", 9),
                 Shard(2, 0, 3, 4, "row_groups", 2),
             ],
             id="one row group over the target",
+        ),
+        pytest.param(
+            FileFacts("huge.parquet", 10**9, (3, 161, 5)),
+            [
+                Shard(0, 0, 0, 1, "row_groups", 3),
+                Shard(1, 0, 3, 56, "rows", 53),
+                Shard(2, 0, 56, 110, "rows", 54),
+                Shard(3, 0, 110, 164, "rows", 54),
+                Shard(4, 0, 2, 3, "row_groups", 5),
+            ],
+            id="one row group over 8 times the target",
+        ),
+        pytest.param(
+            FileFacts("arrow.parquet", 10**9, (81,)),
+            [Shard(0, 0, 0, 40, "rows", 40), Shard(1, 0, 40, 81, "rows", 41)],
+            id="nothing but a large row group",
         ),
     ],
 )

@@ -217,9 +217,7 @@ RAY = {
     "port of an application": (file(app="port: 8000"), f"{APP}.port", "http_options.port"),
     "args is a list": (file(args="args: [flights]"), f"{APP}.args", "dictionary"),
     "proxy location": (
-        file(
-            top="proxy_location: Everywhere\nhttp_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}"
-        ),
+        file(top="proxy_location: Everywhere\nhttp_options: {host: 127.0.0.1}"),
         "proxy_location",
         "EveryNode",
     ),
@@ -260,9 +258,7 @@ RAY = {
         "Did you mean 'min_replicas'?",
     ),
     "misspelt logging key": (
-        file(
-            top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\nlogging_config: {log_levl: INFO}"
-        ),
+        file(top="http_options: {host: 127.0.0.1}\nlogging_config: {log_levl: INFO}"),
         "logging_config.log_levl",
         "Did you mean 'log_level'?",
     ),
@@ -470,7 +466,7 @@ OURS = {
     ),
     "misspelt gRPC function": (
         file(
-            top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\ngrpc_options: {grpc_servicer_functions: "
+            top="http_options: {host: 127.0.0.1}\ngrpc_options: {grpc_servicer_functions: "
             "['rayprism.protocol.grpc:add_GRPCInferenceService_to_server']}"
         ),
         "grpc_options.grpc_servicer_functions[0]",
@@ -478,7 +474,7 @@ OURS = {
     ),
     "the gRPC function of the stubs": (
         file(
-            top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\ngrpc_options: {grpc_servicer_functions: "
+            top="http_options: {host: 127.0.0.1}\ngrpc_options: {grpc_servicer_functions: "
             "['tritonclient.grpc.service_pb2_grpc:add_GRPCInferenceServiceServicer_to_server']}"
         ),
         "grpc_options.grpc_servicer_functions[0]",
@@ -562,9 +558,7 @@ WARNINGS = {
         "num_gpus",
     ),
     "gRPC without functions": (
-        file(
-            top="http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}\ngrpc_options: {port: 9000}"
-        ),
+        file(top="http_options: {host: 127.0.0.1}\ngrpc_options: {port: 9000}"),
         "grpc_options.grpc_servicer_functions",
         GRPC,
     ),

@@ -224,8 +224,8 @@ def test_a_candidate_that_answers_only_errors(fleet: Fleet, models: Path, load: 
     fleet.deploy([FRONT_DOOR, stable(**traffic), beside(ERRORS, allow_code=True)])
     with load:
         load.wait_for(300)
-        # While it is new, its proxy may say `gone` before it gives errors, and after five failures of
-        # either kind it is tried ever more seldom.
+        # While it is new, its proxy may say `gone` before it gives errors, and after five failures
+        # of either kind it is tried ever more seldom.
         wait_for(lambda: in_force(fleet)["candidates"]["3"]["fallbacks"].get("error", 0) > 0)
     check_nothing_failed(load)
     assert set(load.versions) == {"1"}

@@ -407,6 +407,27 @@ def test_rows_of_one_shape_are_one_array_even_where_an_axis_is_free() -> None:
 # --- several columns
 
 
+def test_a_list_of_one_column_of_lists_is_that_column() -> None:
+    """A YAML file says `x: features` and `x: [features]` for the same."""
+    table = pa.table({"l": [[1.0, 2.0], [3.0, 4.0]], "n": [5.0, 6.0]})
+    wide = TensorSpec("x", Datatype.FP32, (-1, 2))
+    mapped = column_map(table.schema, wide, columns={"x": ["l"]}).tensors(table)
+    assert mapped.tensors["x"].tolist() == [[1, 2], [3, 4]]
+    free = TensorSpec("x", Datatype.FP32, (-1, -1))
+    mapped = column_map(table.schema, free, columns={"x": ["n"]}).tensors(table)
+    assert mapped.tensors["x"].tolist() == [[5], [6]]
+
+
+def test_columns_for_the_model_only_are_not_copied() -> None:
+    schema = pa.schema({"x": pa.float32(), "path": pa.string()})
+    x = TensorSpec("x", Datatype.FP32, (-1,))
+    every = column_map(schema, x, passthrough=["*"], uncopied=["x"])
+    assert every.passthrough == ("path",)
+    assert every.needed == ("x", "path")
+    said = problem(schema, x, passthrough=["x"], uncopied=["x"])
+    assert "output.passthrough: column 'x' is for the model and is not copied" in said
+
+
 def test_columns_are_stacked_into_one_input() -> None:
     table = pa.table({"a": [1.5, 2.5, None], "b": [1, 2**30 + 1, 3], "c": ["7", "8", "9"]})
     spec = TensorSpec("x", Datatype.FP32, (-1, 3), allow_nan=False)

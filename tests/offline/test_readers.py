@@ -174,6 +174,29 @@ def test_any_cut_of_a_parquet_file(
     assert not bad
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any),
+    st.lists(st.floats(0, 1), max_size=5),
+    st.integers(1, 7),
+)
+def test_any_range_of_rows_of_a_parquet_file(
+    folder: Path, groups: list[int], cuts: list[float], batch_rows: int
+) -> None:
+    path = folder / "rows.parquet"
+    count = sum(groups)
+    with pq.ParquetWriter(path, pa.schema([("x", pa.int32())])) as writer:
+        first = 0
+        for rows in groups:
+            writer.write_table(pa.table({"x": pa.array(range(first, first + rows), pa.int32())}))
+            first += rows
+    listing = list_inputs([str(path)], format="parquet", columns=["x"])
+    edges = [0, *sorted(int(cut * count) for cut in cuts), count]
+    for n, (start, stop) in enumerate(pairwise(edges)):
+        rows, _ = read(listing, [Shard(n, 0, start, stop, "rows")], ["x"], batch_rows)
+        assert rows == [(row, {"x": row}) for row in range(start, stop)]
+
+
 def csv_rows(path: Path, text: bytes, *, quoted: bool = False, columns: str = "xy") -> RowBatch:
     path.write_bytes(text)
     listing = list_inputs(

@@ -677,7 +677,8 @@ async def test_a_faulty_user_config_changes_nothing(tiny: ModelVersion) -> None:
         assert service.reconfigure({"max_queue_rows": 9})
         assert service.config_error is None
         parameters = (await client.get("/v2/models/tiny/config")).json()["parameters"]
-        assert parameters.keys() == {"device", "execution"}
+        assert parameters.keys() == {"device", "execution", "digest"}
+        assert parameters["digest"]["string_value"] == service.manifest.digest
         assert parameters["execution"]["string_value"] == service.scheduler.place
 
 

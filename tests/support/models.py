@@ -98,6 +98,18 @@ def save_mlp(
     )
 
 
+def save_channel_means(path: Path, height: int, width: int) -> Path:
+    """Images to the mean of each channel, as ONNX: `pixels` [-1, 3, H, W] to `means` [-1, 3]."""
+    from onnx import TensorProto, helper
+
+    return save_onnx(
+        path,
+        [helper.make_node("ReduceMean", ["pixels"], ["means"], axes=[2, 3], keepdims=0)],
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, height, width])],
+        [helper.make_tensor_value_info("means", TensorProto.FLOAT, ["batch", 3])],
+    )
+
+
 def save_mlp_export(path: Path, *, seed: int = 0) -> Path:
     """The MLP as a torch.export archive, with a free batch."""
     import torch

@@ -365,7 +365,7 @@ class ModelChecks:
         )
         self._warn(
             "http_options.keep_alive_timeout_s",
-            f"{shown}: a replica that is replaced answers for {_DRAIN_S:g} s more, and a connection "
+            f"{shown}: a replica that is replaced answers for {_DRAIN_S} s more, and a connection "
             "that a client left idle for longer leads to it still: the next request on it fails. "
             "Give less than `rayprism up --drain-s`, as 20",
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rayprism.fleet.processes import MARKER_VARIABLE, find_port
-from rayprism.serving.settings import REPOSITORY_VARIABLE
+from rayprism.models.fields import DATA_VARIABLE, REPOSITORY_VARIABLE
 
 __all__ = ["cluster_environment"]
 
@@ -66,6 +66,8 @@ def cluster_environment(
     environment[MARKER_VARIABLE] = cluster
     if repository is not None:
         environment[REPOSITORY_VARIABLE] = str(repository)
+    # The folder where a Ray job runs is a copy that is thrown away.
+    environment.setdefault(DATA_VARIABLE, str(Path.cwd()))
     # `serve`, `ray` and a `haproxy` of this installation, also where its venv is not activated.
     paths = [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
     environment["PATH"] = os.pathsep.join(paths)

@@ -8,10 +8,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from rayprism.models.manifest import is_model_name
 
-__all__ = ["REPOSITORY_VARIABLE", "ModelName", "VersionNumber"]
+__all__ = ["DATA_VARIABLE", "REPOSITORY_VARIABLE", "ModelName", "VersionNumber"]
 
 REPOSITORY_VARIABLE = "RAYPRISM_REPOSITORY"
 """Environment variable that names the model repository where a file does not."""
+
+DATA_VARIABLE = "RAYPRISM_DATA"
+"""Environment variable that names the folder where relative paths of batch jobs start."""
 
 
 def _is_name(value: str) -> str:

@@ -43,7 +43,13 @@ from rayprism.models.python import Processor
 from rayprism.models.repository import ModelVersion
 from rayprism.models.runtime import Device, Runtime, RuntimeSettings, Signature, open_runtime
 
-__all__ = ["LoadedModel", "check_code_allowed", "load_model"]
+__all__ = [
+    "LoadedModel",
+    "Preprocessing",
+    "check_code_allowed",
+    "load_model",
+    "load_preprocessing",
+]
 
 # What the largest batch of the warm-up may take. A replica that is needed is needed soon, and a
 # model so slow that this cuts its batch is never run on the event loop, whatever was measured.
@@ -52,40 +58,22 @@ _WARM_UP_LIMIT_S = 0.05
 _MEASURE_ONCE_S = 0.5
 
 
-class LoadedModel:
-    """A version that is ready to run. Made by `load_model`.
+class Preprocessing:
+    """The pre-processing of a version, which needs no runtime. Made by `load_preprocessing`.
 
     Attributes:
         version: Where it came from.
         manifest: What it is.
-        device: Where it runs: `cpu` or `cuda:0`.
         has_prepare: Whether `prepare` does anything.
-        load_s: Seconds by step: verify, open, warm_up, golden.
-        measured_run_s: Seconds of one run of the largest batch that was warmed up.
-        measured_rows: The rows of that batch.
-        notes: What an operator should know of how it was loaded.
     """
 
-    def __init__(
-        self, version: ModelVersion, runtime: Runtime, processor: Processor | None = None
-    ) -> None:
+    def __init__(self, version: ModelVersion, processor: Processor | None) -> None:
         self.version = version
         self.manifest: Manifest = version.manifest
-        self.device = runtime.device
-        self.load_s: dict[str, float] = {}
-        self.measured_run_s = 0.0
-        self.measured_rows = 0
-        self.notes: tuple[str, ...] = ()
-        self._runtime = runtime
         self._preprocess = processor.preprocess if processor else None
-        self._postprocess = processor.postprocess if processor else None
         self.has_prepare = self._preprocess is not None
         self._batched = self.manifest.batching.batched
         self._name = f"{self.manifest.model} {self.manifest.version}"
-        self._fixed_rows = fixed_rows(self.manifest.inner_inputs, self._batched)
-        self._wanted = [(spec.name, numpy_dtype(spec.datatype)) for spec in self.manifest.outputs]
-        # Only Python code can return strings of other kinds than the `bytes` that BYTES are.
-        self._from_code = self._postprocess is not None or self.manifest.runtime == "python"
 
     def prepare(self, inputs: Tensors) -> Tensors:
         """Makes the runtime's inputs out of one request's, which were checked before.
@@ -103,6 +91,45 @@ class LoadedModel:
             self.manifest.batching.ragged,
             count_rows(inputs) if self._batched else None,
         )
+
+    def run(self, batch: Tensors) -> Tensors:
+        """There is no model here.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("pre-processing alone runs no model")
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+class LoadedModel(Preprocessing):
+    """A version that is ready to run. Made by `load_model`.
+
+    Attributes:
+        device: Where it runs: `cpu` or `cuda:0`.
+        load_s: Seconds by step: verify, open, warm_up, golden.
+        measured_run_s: Seconds of one run of the largest batch that was warmed up.
+        measured_rows: The rows of that batch.
+        notes: What an operator should know of how it was loaded.
+    """
+
+    def __init__(
+        self, version: ModelVersion, runtime: Runtime, processor: Processor | None = None
+    ) -> None:
+        super().__init__(version, processor)
+        self.device = runtime.device
+        self.load_s: dict[str, float] = {}
+        self.measured_run_s = 0.0
+        self.measured_rows = 0
+        self.notes: tuple[str, ...] = ()
+        self._runtime = runtime
+        self._postprocess = processor.postprocess if processor else None
+        self._fixed_rows = fixed_rows(self.manifest.inner_inputs, self._batched)
+        self._wanted = [(spec.name, numpy_dtype(spec.datatype)) for spec in self.manifest.outputs]
+        # Only Python code can return strings of other kinds than the `bytes` that BYTES are.
+        self._from_code = self._postprocess is not None or self.manifest.runtime == "python"
 
     def run(self, batch: Tensors) -> Tensors:
         """Runs one batch, and post-processes it.
@@ -144,6 +171,24 @@ class LoadedModel:
     def close(self) -> None:
         """Lets go of the model."""
         self._runtime.close()
+
+
+def load_preprocessing(version: ModelVersion, *, allow_code: bool) -> Preprocessing:
+    """Loads what runs before the model, alone: it may run in another process than the model.
+
+    Args:
+        version: The version.
+        allow_code: Whether its code may run.
+
+    Raises:
+        CodeNotAllowed: It brings code, and that is not allowed.
+        DigestMismatch: A file is not the one that was pushed.
+        LoadFailed: Its code cannot be loaded.
+    """
+    manifest = version.manifest
+    check_code_allowed(manifest.runs_code, allow_code, f"{manifest.model} {manifest.version}")
+    version.verify()
+    return Preprocessing(version, _processor(version))
 
 
 def load_model(
@@ -229,9 +274,7 @@ def _no_collection() -> Iterator[None]:
 
 def _open(version: ModelVersion, settings: RuntimeSettings) -> LoadedModel:
     manifest = version.manifest
-    processor = None
-    if manifest.code is not None and manifest.runtime != "python":
-        processor = Processor(version.folder, manifest.code, manifest.options)
+    processor = _processor(version)
     reshapes = processor is not None and processor.postprocess is not None
     runtime = open_runtime(
         manifest.runtime,
@@ -250,6 +293,13 @@ def _open(version: ModelVersion, settings: RuntimeSettings) -> LoadedModel:
             f"{'; '.join(problems)}. Mend: push the model again"
         )
     return LoadedModel(version, runtime, processor)
+
+
+def _processor(version: ModelVersion) -> Processor | None:
+    manifest = version.manifest
+    if manifest.code is None or manifest.runtime == "python":
+        return None
+    return Processor(version.folder, manifest.code, manifest.options)
 
 
 def _signature_problems(declared: Signature, manifest: Manifest, reshapes: bool) -> list[str]:

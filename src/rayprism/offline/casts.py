@@ -224,10 +224,12 @@ def _parse_trimmed(
     trimmed = pc.utf8_trim_whitespace(text)
     empty = pc.equal(pc.utf8_length(trimmed), 0)
     if datatype.is_integer:
-        # What is no whole number becomes empty, and so is not parsed; Arrow knows no plus sign.
+        # What is no whole number becomes empty, and so is not parsed; Arrow knows no plus sign, and
+        # no minus before the zero of an unsigned number.
         whole = pc.match_substring_regex(trimmed, _WHOLE)
         wrong = pc.and_(pc.invert(whole), pc.invert(empty))
         trimmed = pc.replace_substring_regex(trimmed, r"^\+|\.0*$", "")
+        trimmed = pc.replace_substring_regex(trimmed, r"^-(0+)$", r"\1")
         trimmed = pc.if_else(whole, trimmed, pa.scalar(None, trimmed.type))
         _refuse_text(text, np.flatnonzero(_mask(wrong)), datatype, faults)
     else:

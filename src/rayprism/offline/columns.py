@@ -52,7 +52,7 @@ class _Input:
         spec: The input.
         inner: The shape of a row.
         columns: One, or one for each value of a row.
-        stacked: Whether the input was mapped to a list of columns, even if of one.
+        stacked: Whether it is made of columns with one value each, even if of one such.
     """
 
     spec: TensorSpec
@@ -128,6 +128,7 @@ class ColumnMap:
         passthrough: Sequence[str] = (),
         prefix: str = "",
         added: Sequence[str] = (),
+        uncopied: Sequence[str] = (),
         source: str = "job",
     ) -> ColumnMap:
         """Maps the columns of a data set.
@@ -136,10 +137,12 @@ class ColumnMap:
             schema: `pyarrow.Schema` of the input.
             manifest: Of the model.
             columns: Input of the model to column, or to a list of columns that hold one value of
-                the row each; by default the column of the same name.
+                the row each; by default the column of the same name. A list of one column of lists
+                is that column.
             passthrough: Columns to copy; `*`: all.
             prefix: Of the names of columns with predictions.
             added: Columns that the job itself adds to the output.
+            uncopied: Columns that are for the model only, as pixels: not among `*`.
             source: What the mapping was read from, for messages.
 
         Raises:
@@ -148,14 +151,20 @@ class ColumnMap:
                 the output.
         """
         columns = columns or {}
-        copied = tuple(dict.fromkeys(schema.names if "*" in passthrough else passthrough))
-        inputs = tuple(_plan_input(spec, manifest, columns) for spec in manifest.inputs)
+        every = [name for name in schema.names if name not in uncopied]
+        copied = tuple(dict.fromkeys(every if "*" in passthrough else passthrough))
+        inputs = tuple(_plan_input(spec, manifest, columns, schema) for spec in manifest.inputs)
         faults = [
             *_unknown_inputs(columns, manifest),
             *(
                 Fault(f"input.columns.{item.spec.name}", problem)
                 for item in inputs
                 for problem in _input_problems(item, schema)
+            ),
+            *(
+                Fault("output.passthrough", f"column {name!r} is for the model and is not copied")
+                for name in copied
+                if name in uncopied
             ),
             *_output_faults(schema, manifest, copied, added, prefix),
         ]
@@ -209,12 +218,15 @@ class ColumnMap:
 
 
 def _plan_input(
-    spec: TensorSpec, manifest: Manifest, columns: Mapping[str, str | Sequence[str]]
+    spec: TensorSpec, manifest: Manifest, columns: Mapping[str, str | Sequence[str]], schema: Any
 ) -> _Input:
     mapped = columns.get(spec.name, spec.name)
     inner = inner_shape(spec, manifest.batching.batched)
     if isinstance(mapped, str):
         return _Input(spec, inner, (mapped,), stacked=False)
+    if len(mapped) == 1 and schema.names.count(mapped[0]) == 1:
+        stacked = not is_list(plain_type(schema.field(mapped[0]).type))
+        return _Input(spec, inner, tuple(mapped), stacked)
     return _Input(spec, inner, tuple(mapped), stacked=True)
 
 

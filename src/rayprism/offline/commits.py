@@ -148,16 +148,11 @@ class OutputFolder:
             SetupError: The folder holds something else, or cannot be written.
         """
         refuse_other_driver(self._store, self._clock(), self._lease_id)
-        said: dict[str, Any] = json.loads(
-            json.dumps({"shards": shard_count, "identity": dict(identity)})
-        )
+        said = _said(identity, shard_count)
         old = self._job()
         emptying = self._store.exists(RESTART_FILE)
         if old is not None and not restart and not emptying:
-            differences = list(_differences(old["shards"], said["shards"], "shards"))
-            differences += _differences(old["identity"], said["identity"])
-            if differences:
-                raise JobChanged(_changed(self._store.path, old, differences))
+            self._refuse_changes(old, said)
             self._job_id = old["id"]
             self._store.delete_folder(TMP_FOLDER)
             return
@@ -177,6 +172,18 @@ class OutputFolder:
         self._job_id = note["id"]
         self._store.delete_folder(TMP_FOLDER)
 
+    def check(self, identity: Mapping[str, Any], shard_count: int) -> None:
+        """Raises what `begin` would raise; changes nothing."""
+        old = self._job()
+        if old is not None and not self._store.exists(RESTART_FILE):
+            self._refuse_changes(old, _said(identity, shard_count))
+
+    def _refuse_changes(self, old: dict[str, Any], said: dict[str, Any]) -> None:
+        differences = list(_differences(old["shards"], said["shards"], "shards"))
+        differences += _differences(old["identity"], said["identity"])
+        if differences:
+            raise JobChanged(_changed(self._store.path, old, differences))
+
     def done(self) -> set[int]:
         """Numbers of the shards that are committed."""
         names = self._store.listing(SHARDS_FOLDER)
@@ -189,6 +196,38 @@ class OutputFolder:
     def totals(self) -> Totals:
         """Of what is committed. Reads every entry: for the start and the end of a run."""
         return _add_up(self.commits())
+
+    def letters(self, most: int) -> list[dict[str, Any]]:
+        """A few dead letters, of the first shards that have any.
+
+        Args:
+            most: How many.
+        """
+        found: list[dict[str, Any]] = []
+        for name in sorted(self._store.listing(DEAD_LETTERS_FOLDER)):
+            lines = (self._store.read(f"{DEAD_LETTERS_FOLDER}/{name}") or b"").splitlines()
+            found += [json.loads(line) for line in lines[: most - len(found)]]
+            if len(found) >= most:
+                break
+        return found
+
+    def attempt(self, shard: int, token: str, most: int) -> bool:
+        """Notes that a shard is begun, so that one that kills its process is not begun for ever.
+
+        Args:
+            shard: Its number.
+            token: Of a round: each begins to count anew.
+            most: How often it may be begun.
+
+        Returns:
+            Whether it may be begun now.
+        """
+        for count in range(most):
+            name = f"{TMP_FOLDER}/{token}-{shard:08d}-{count}"
+            if not self._store.exists(name):
+                self._store.write(name, b"\n")
+                return True
+        return False
 
     def writer(self, shard: int, folder: str = "") -> ShardWriter:
         """For one attempt at a shard.
@@ -351,6 +390,14 @@ class OutputFolder:
 
     def _write_json(self, name: str, said: Mapping[str, Any]) -> None:
         self._store.write(name, json.dumps(said, indent=2).encode() + b"\n")
+
+
+def _said(identity: Mapping[str, Any], shard_count: int) -> dict[str, Any]:
+    """The same as it will be read again."""
+    said: dict[str, Any] = json.loads(
+        json.dumps({"shards": shard_count, "identity": dict(identity)})
+    )
+    return said
 
 
 def _entry_name(shard: int) -> str:

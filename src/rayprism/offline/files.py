@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from typing import Any, Literal, cast, get_args
-from urllib.parse import unquote
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +27,7 @@ from rayprism.offline.filesystems import (
     read_head,
     what_failed,
 )
+from rayprism.offline.images import IMAGE_SUFFIXES, PixelFormat, is_image
 from rayprism.offline.json_lines import (
     json_type,
     merge_json_types,
@@ -36,6 +35,8 @@ from rayprism.offline.json_lines import (
     plain_json_type,
 )
 from rayprism.offline.lines import cut_lines, find_line
+from rayprism.offline.partitions import partition_types, partition_values
+from rayprism.offline.spec_parts import Format
 from rayprism.offline.unify import common_type
 
 __all__ = [
@@ -46,23 +47,19 @@ __all__ = [
     "partition_values",
 ]
 
-Format = Literal["parquet", "csv", "jsonl"]
-
 _SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    **dict.fromkeys(IMAGE_SUFFIXES, "images"),
 }
 _THREADS = 16
 _MOST_SHOWN = 20
 # Of a JSON Lines input so much is read to find its types: of many files, less of each.
 _SAMPLE_BYTES = 1 << 24
 _SAMPLE_PART_BYTES = (1 << 14, 1 << 18)
-# Source: Hive; Spark and Arrow write it too.
-_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +76,8 @@ class Listing:
         partitions: Names of the columns that come from folders `name=value`.
         delimiter: Of CSV.
         newlines_in_values: Whether quoted values of CSV may hold line ends.
+        pixels: What images become.
+        passed_over: How many files in the folders of images have no suffix of one.
     """
 
     filesystem: str
@@ -89,6 +88,8 @@ class Listing:
     partitions: tuple[str, ...] = ()
     delimiter: str = ","
     newlines_in_values: bool = False
+    pixels: PixelFormat | None = None
+    passed_over: int = 0
 
     def open(self) -> pa_fs.FileSystem:
         """The filesystem; the same object for one process."""
@@ -123,12 +124,16 @@ def list_inputs(
     delimiter: str = ",",
     newlines_in_values: bool = False,
     types: Mapping[str, pa.DataType] | None = None,
+    pixels: PixelFormat | None = None,
 ) -> Listing:
-    """Finds the files of an input, and looks into each.
+    """Finds the files of an input, and looks into each, but for images.
 
     Columns of CSV are text. Those of JSON Lines have the type that samples of the files show:
     whole numbers, numbers, booleans, text, or lists of these; text where they are mixed. A value
     that its column's type cannot hold exactly is a bad row when it is read.
+
+    An image is a row with the columns `image` and `path`. Files without the suffix of an image are
+    passed over.
 
     Args:
         uris: Paths, folders, globs or URIs, all on one filesystem.
@@ -140,10 +145,11 @@ def list_inputs(
         newlines_in_values: Of CSV: quoted values may hold line ends; its files are not cut.
         types: Of JSON Lines: columns of which more is known than the samples show, such as a model
             input of float32, whose first values may happen to be whole.
+        pixels: Of images, from `plan_pixels`.
 
     Raises:
-        SetupError: Nothing is there, nothing is in it, a folder cannot be read, or the delimiter
-            is none.
+        SetupError: Nothing is there, nothing is in it, a folder cannot be read, the delimiter
+            is none, or images come without `pixels`.
         ConfigInvalid: Files that cannot be read, that miss columns, or whose columns have types
             that do not go together. Each is named, up to 20.
     """
@@ -154,10 +160,14 @@ def list_inputs(
         )
     hive = partitioning == "hive"
     filesystem_uri, root, sizes = find_files(uris, partitioned=hive)
-    kind = format or _guess_format(uris, sizes)
+    kind = format or ("images" if pixels else _guess_format(uris, sizes))
+    passed_over = 0
+    if kind == "images":
+        found_files, sizes = len(sizes), _only_images(uris, sizes, pixels)
+        passed_over = found_files - len(sizes)
     partitions: dict[str, pa.DataType] = {}
     if hive:
-        partitions, faults = _partition_types(list(sizes))
+        partitions, faults = partition_types(list(sizes))
         raise_faults(uris, faults)
     listing = Listing(
         filesystem_uri,
@@ -168,6 +178,8 @@ def list_inputs(
         tuple(partitions),
         delimiter,
         newlines_in_values,
+        pixels if kind == "images" else None,
+        passed_over,
     )
     found = _look_into(listing, sizes)
     raise_faults(uris, [Fault(one.facts.path, one.fault) for one in found if one.fault])
@@ -194,6 +206,23 @@ def _guess_format(uris: Sequence[str], paths: Iterable[str]) -> Format:
     )
 
 
+def _only_images(
+    uris: Sequence[str], sizes: Mapping[str, int], pixels: PixelFormat | None
+) -> dict[str, int]:
+    if pixels is None:
+        raise SetupError(
+            f"{name_of(uris)} holds images: say what becomes of them in input.images, as in "
+            "`images: {size: [224, 224]}`"
+        )
+    images = {path: size for path, size in sizes.items() if is_image(path)}
+    if not images:
+        raise SetupError(
+            f"{name_of(uris)} holds no image: {len(sizes)} files, as {next(iter(sizes))}, and none "
+            f"of them ends in {', '.join(IMAGE_SUFFIXES)}"
+        )
+    return images
+
+
 def _suffix(path: str) -> str:
     name = path.rpartition("/")[2].lower()
     if is_compressed(name):
@@ -203,6 +232,10 @@ def _suffix(path: str) -> str:
 
 def _look_into(listing: Listing, sizes: Mapping[str, int]) -> list[_Found]:
     """Looks into every file; what is wrong with one is told of it, and is not raised."""
+    if listing.pixels is not None:
+        # One that is none is a bad row, and to open each would be half the work.
+        schema = listing.pixels.schema
+        return [_Found(FileFacts(path, size), schema, True) for path, size in sizes.items()]
     filesystem = listing.open()
     least, most = _SAMPLE_PART_BYTES
     sample_bytes = min(max(_SAMPLE_BYTES // len(sizes), least), most)
@@ -357,39 +390,6 @@ def _json_column(
     if name in types:
         return plain_json_type(types[name])
     return plain_json_type(reduce(merge_json_types, seen, pa.null()))
-
-
-def partition_values(path: str) -> dict[str, str | None]:
-    """What the folders `name=value` of a path say, as text."""
-    pairs = [part.partition("=") for part in path.split("/")[:-1] if "=" in part]
-    return {
-        unquote(name): None if value == _NULL_PARTITION else unquote(value)
-        for name, _, value in pairs
-    }
-
-
-def _partition_types(paths: Sequence[str]) -> tuple[dict[str, pa.DataType], list[Fault]]:
-    """The partition columns of an input: whole numbers where all values are, else text.
-
-    `007` is text: as a number it would lose its zeros.
-    """
-    found = [partition_values(path) for path in paths]
-    names, count = Counter(tuple(values) for values in found).most_common(1)[0]
-    faults = [
-        Fault(
-            path,
-            f"its folders give the columns {_names(values)}; {count} of {len(paths)} files have "
-            f"{_names(names)}",
-        )
-        for path, values in zip(paths, found, strict=True)
-        if tuple(values) != names
-    ]
-    types = {}
-    for name in names:
-        texts = {values.get(name) for values in found} - {None}
-        whole = texts and all(_WHOLE_NUMBER.fullmatch(cast("str", text)) for text in texts)
-        types[name] = pa.int64() if whole else pa.string()
-    return types, faults
 
 
 def _names(names: Any) -> str:

@@ -44,7 +44,7 @@ class BadRow:
     """A row that could not be read.
 
     Args:
-        position: Byte offset of its line.
+        position: Byte offset of its line; of an image, which file of the listing it is.
         reason: For the dead letters; holds nothing of the row itself.
     """
 
@@ -54,11 +54,12 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows of one file, in its order.
+    """Rows of one file, in its order; of images, one row of each file.
 
     Args:
         table: The columns that were asked for, in that order.
-        positions: `[rows] int64`: row in the file (Parquet), or byte offset of the line.
+        positions: `[rows] int64`: row in the file (Parquet), byte offset of the line, or which
+            file of the listing it is (images).
         bad: What could not even be parsed, and is not in `table`.
     """
 

@@ -6,7 +6,7 @@ output is a prediction, as it is online.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,7 +98,9 @@ class Predictor:
         self._batching = model.manifest.batching
         self.limits = offline_limits(self._batching, batch_rows)
 
-    def predict(self, tensors: Mapping[str, Array | RaggedRows], rows: int) -> Predicted:
+    def predict(
+        self, tensors: Mapping[str, Array | RaggedRows], rows: int, *, prepared: bool = False
+    ) -> Predicted:
         """Predicts rows.
 
         Rows of ragged models are sorted by length among those that are given, so that little is
@@ -108,21 +110,44 @@ class Predictor:
             tensors: What the manifest's inputs name, checked (`ColumnMap.tensors`); axis 0 is the
                 row, whether or not the model is batched.
             rows: How many.
+            prepared: Whether the tensors are what `prepare` gave, elsewhere.
         """
-        work = _Work(rows, self._manifest)
+        work = _Work(rows, self._manifest.outputs, self._batching)
         run: Callable[[Tensors], Tensors] = self._model.run
-        prepared = tensors
-        if self._model.has_prepare and self._batching.ragged:
-            # One by one: the length of a row is known only now, and what is padded together with
-            # others cannot be told from padding any more.
-            prepared = self._prepare_each(tensors, work)
-        elif self._model.has_prepare:
-            run = self._prepare_and_run
+        if self._model.has_prepare and not prepared:
+            if self._batching.ragged:
+                tensors = self._prepare_each(tensors, work)
+            else:
+                run = self._prepare_and_run
         if work.faults.ok.any():
-            lengths = self._lengths(prepared, work.faults)
-            for batch in self._batches(prepared, lengths, work.faults.ok):
-                self._run_halving(run, prepared, batch, lengths, work)
+            lengths = self._lengths(tensors, work.faults)
+            for batch in self._batches(tensors, lengths, work.faults.ok):
+                self._run_halving(run, tensors, batch, lengths, work)
         return work.result()
+
+    def prepare(self, tensors: Mapping[str, Array | RaggedRows], rows: int) -> Predicted:
+        """Does the pre-processing alone, for a `predict` elsewhere.
+
+        Args:
+            tensors: What the manifest's inputs name, as for `predict`.
+            rows: How many.
+
+        Returns:
+            `outputs` are the runtime's inputs of the good rows.
+        """
+        work = _Work(rows, self._manifest.inner_inputs, Batching(batched=self._batching.batched))
+        if not self._batching.ragged:
+            lengths: Rows = np.ones(rows, np.int64)
+            for batch in self._batches(tensors, lengths, work.faults.ok):
+                self._run_halving(self._model.prepare, tensors, batch, lengths, work)
+            return work.result()
+        each = self._prepare_each(tensors, work)
+        ok = work.faults.ok
+        good = {
+            name: value[ok] if isinstance(value, np.ndarray) else value.take(ok).simplify()
+            for name, value in each.items()
+        }
+        return Predicted(good, ok, dict(sorted(work.faults.reasons.items())))
 
     def _prepare_and_run(self, inputs: Tensors) -> Tensors:
         return self._model.run(self._model.prepare(inputs))
@@ -130,7 +155,11 @@ class Predictor:
     def _prepare_each(
         self, tensors: Mapping[str, Array | RaggedRows], work: _Work
     ) -> Mapping[str, Array | RaggedRows]:
-        """The runtime's inputs, row by row; nothing where a row is at fault."""
+        """The runtime's inputs, row by row; nothing where a row is at fault.
+
+        One by one: the length of a row is known only then, and what is padded together with others
+        cannot be told from padding any more.
+        """
         specs = self._manifest.inner_inputs
         found: dict[str, list[Array]] = {spec.name: [] for spec in specs}
         for row in range(len(work.faults.ok)):
@@ -209,7 +238,7 @@ class Predictor:
                 else:
                     outputs = run({name: array[0] for name, array in inputs.items()})
                     outputs = {name: array[np.newaxis] for name, array in outputs.items()}
-                _check_outputs(outputs, self._manifest)
+                work.check(outputs)
             except Exception as error:
                 halves = _halves(batch)
                 if halves is None:
@@ -224,11 +253,16 @@ class Predictor:
 class _Work:
     """What is known of the rows so far."""
 
-    def __init__(self, rows: int, manifest: Manifest) -> None:
+    def __init__(self, rows: int, specs: Sequence[TensorSpec], batching: Batching) -> None:
         self.faults = Faults(rows)
-        self._manifest = manifest
-        self._cuts = manifest.batching.ragged_outputs
-        self._outputs = {spec.name: _Output(rows) for spec in manifest.outputs}
+        self._specs = specs
+        self._batched = batching.batched
+        self._cuts = batching.ragged_outputs
+        self._outputs = {spec.name: _Output(rows) for spec in specs}
+
+    def check(self, outputs: Tensors) -> None:
+        """Raises ModelFailed for what columns of one type could not hold."""
+        _check_outputs(outputs, self._specs, self._batched)
 
     def fail(self, row: int, error: Exception) -> None:
         """Tells why a row has no prediction."""
@@ -258,10 +292,9 @@ class _Work:
     def result(self) -> Predicted:
         """Everything, the good rows in their order."""
         faults = self.faults
-        batched = self._manifest.batching.batched
         outputs = {
-            spec.name: self._outputs[spec.name].collect(faults.ok, spec, batched)
-            for spec in self._manifest.outputs
+            spec.name: self._outputs[spec.name].collect(faults.ok, spec, self._batched)
+            for spec in self._specs
         }
         return Predicted(outputs, faults.ok, dict(sorted(faults.reasons.items())))
 
@@ -361,15 +394,15 @@ def _halves(batch: _Batch) -> tuple[_Batch, _Batch] | None:
     return (batch[:middle], batch[middle:]) if middle else None
 
 
-def _check_outputs(outputs: Tensors, manifest: Manifest) -> None:
+def _check_outputs(outputs: Tensors, specs: Sequence[TensorSpec], batched: bool) -> None:
     """Refuses what columns of one type could not hold.
 
     Raises:
         ModelFailed: An output has other sizes than the manifest says, or is not UTF-8.
     """
-    for spec in manifest.outputs:
+    for spec in specs:
         array = outputs[spec.name]
-        allowed = inner_shape(spec, manifest.batching.batched)
+        allowed = inner_shape(spec, batched)
         if len(array.shape) - 1 != len(allowed) or any(
             need not in (-1, have) for have, need in zip(array.shape[1:], allowed, strict=True)
         ):

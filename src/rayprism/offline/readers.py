@@ -17,6 +17,7 @@ from rayprism.errors import SetupError
 from rayprism.offline.csv_lines import CsvParser, read_header
 from rayprism.offline.files import Listing, partition_values
 from rayprism.offline.filesystems import open_text, read_head, reading
+from rayprism.offline.image_reader import read_images
 from rayprism.offline.json_lines import JsonParser
 from rayprism.offline.lines import (
     BOM,
@@ -42,25 +43,32 @@ def read_shard(
     batch_rows: int,
     *,
     use_threads: bool = False,
+    image_threads: int = 1,
 ) -> Iterator[RowBatch]:
     """Reads a shard, each row of it once and in order.
 
     A shard of Parquet is streamed: what is in memory does not grow with the row group. Of a text
-    file a few MiB are held at once, or the longest line.
+    file a few MiB are held at once, or the longest line. Of images 64 MiB of pixels are, or
+    a single one that has more.
 
     Args:
         listing: From `list_inputs`.
         shard: From `plan_shards` over the files of the listing.
         columns: Of the listing's schema; the batches have exactly these, with the listing's types.
-        batch_rows: Rows of each batch, but for the last one.
+        batch_rows: Most rows of a batch; of images, fewer are in one where they are large.
         use_threads: Whether Arrow may decode columns of Parquet in parallel.
+        image_threads: How many images are decoded at once.
 
     Yields:
-        Batches; the last one may have no rows, where bad ones are left to be told.
+        Batches; one may have no rows, where there are bad ones to be told.
 
     Raises:
-        SetupError: The file cannot be read, or is not the one that was listed.
+        SetupError: The file cannot be read, or is not the one that was listed. A single image is
+            no reason: it is a bad row.
     """
+    if listing.format == "images":
+        yield from read_images(listing, shard, columns, batch_rows, image_threads)
+        return
     index = shard.file
     values = partition_values(listing.files[index].path)
     partitions = {
@@ -106,24 +114,49 @@ def _read_parquet(
         now = tuple(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
         if now != counts:
             raise _changed(listing, shard.file, _rows(now), _rows(counts))
-        groups = [group for group in range(shard.start, shard.stop) if counts[group]]
+        groups, row, rows = _row_range(shard, counts)
         target = pa.schema(fields)
-        row, batches = sum(counts[: shard.start]), None
+        batches = None
         if groups:
             batches = file.iter_batches(
                 batch_rows, groups, [field.name for field in fields], use_threads=use_threads
             )
-        while batches is not None:
+        while batches is not None and row < rows.stop:
             with reading(path):
                 batch = next(batches, None)
                 if batch is None:
                     return
+                first, row = row, row + batch.num_rows
+                if row <= rows.start:
+                    continue
+                skip = max(rows.start - first, 0)
+                first += skip
+                batch = batch.slice(skip, min(row, rows.stop) - first)
                 table = pa.Table.from_batches([batch]).select(target.names)
                 if not table.schema.equals(target):
                     table = table.cast(target)
-            positions = np.arange(row, row + batch.num_rows, dtype=np.int64)
-            row += batch.num_rows
+            positions = np.arange(first, first + batch.num_rows, dtype=np.int64)
             yield RowBatch(table, positions, [])
+
+
+def _row_range(shard: Shard, counts: Sequence[int]) -> tuple[list[int], int, range]:
+    """What to read of a Parquet file.
+
+    Returns:
+        The row groups that have any of the shard's rows; the row of the file that they begin
+        with; and the rows of the shard. Parquet cannot seek to a row: those between are dropped.
+    """
+    edges = np.cumsum([0, *counts]).tolist()
+    if shard.unit == "rows":
+        rows = range(shard.start, shard.stop)
+    else:
+        rows = range(edges[shard.start], edges[shard.stop])
+    groups = [
+        group
+        for group, count in enumerate(counts)
+        if count and edges[group] < rows.stop and edges[group + 1] > rows.start
+    ]
+    return groups, edges[groups[0]] if groups else rows.start, rows
 
 
 def _rows(counts: Sequence[int]) -> str:

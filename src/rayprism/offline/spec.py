@@ -131,17 +131,49 @@ class JobSpec(SpecPart):
         beside_gpu = prepares or self.input.images is not None
         return "pipeline" if self.pool.gpus > 0 and beside_gpu else "stream"
 
-    def identity(self) -> dict[str, Any]:
+    def shard_rows(self, *, prepares: bool) -> int:
+        """Rows, or images, that are committed as a whole: a second to a minute of work.
+
+        By default 262,144 rows, 2,048 where the model has pre-processing, 256 images.
+
+        Args:
+            prepares: Whether the model has pre-processing.
+        """
+        if self.limits.shard_rows is not None:
+            return self.limits.shard_rows
+        if self.input.images is not None:
+            return 256
+        return 2_048 if prepares else 262_144
+
+    def shard_bytes(self, *, prepares: bool) -> int:
+        """Bytes of a text file that are committed as a whole, for about as much work.
+
+        By default 64 MiB, 512 KiB where the model has pre-processing.
+
+        Args:
+            prepares: Whether the model has pre-processing.
+        """
+        if self.limits.shard_bytes is not None:
+            return self.limits.shard_bytes
+        return 512 * 1024 if prepares else 64 * 1024 * 1024
+
+    def identity(self, *, prepares: bool) -> dict[str, Any]:
         """What must be the same in every run that adds to one output.
 
         Not in it: how fast and where it is done, when to give up, and where the model was read
-        from, which its digest says better.
+        from, which its digest says better. What shards were cut by is in it as a number, whether
+        it was said or a default of this release.
+
+        Args:
+            prepares: Whether the model has pre-processing, as for `shard_rows`.
         """
         said: dict[str, Any] = self.model_dump(mode="json")
         for key in ("pool", "mode", "repository", "allow_code"):
             del said[key]
         for key in ("max_dead_letters", "batch_rows", "max_memory_bytes"):
             del said["limits"][key]
+        said["limits"]["shard_rows"] = self.shard_rows(prepares=prepares)
+        said["limits"]["shard_bytes"] = self.shard_bytes(prepares=prepares)
         return said
 
 

@@ -17,6 +17,8 @@ from pydantic import (
 __all__ = [
     "CsvOptions",
     "Format",
+    "ImageLayout",
+    "ImageMode",
     "ImageOptions",
     "InputSpec",
     "Limits",
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 Format = Literal["parquet", "csv", "jsonl", "images"]
+ImageMode = Literal["L", "RGB"]
+ImageLayout = Literal["NCHW", "NHWC"]
 
 
 class SpecPart(BaseModel):
@@ -85,11 +89,15 @@ class CsvOptions(SpecPart):
 class ImageOptions(SpecPart):
     """What images become before the model gets them: one input of the model.
 
+    They are turned as their EXIF data says, converted to this mode, and resized (bilinear,
+    antialiased, whatever their proportions were). Transparency is dropped.
+
     Args:
         size: Height and width in pixels.
         mode: Grey (`L`) or colour.
-        layout: Order of the axes: rows, channels, height, width, or the channels last.
-        scale: What a pixel of 0 to 255 is multiplied by.
+        layout: Order of the axes: rows, channels, height, width, or the channels last. A model
+            without an axis for the channels takes mode `L`.
+        scale: What a pixel of 0 to 255 is multiplied by. 1 where the input is of whole numbers.
     """
 
     size: Annotated[
@@ -99,8 +107,8 @@ class ImageOptions(SpecPart):
         ],
         BeforeValidator(_tuple),
     ]
-    mode: Literal["L", "RGB"] = "RGB"
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    mode: ImageMode = "RGB"
+    layout: ImageLayout = "NCHW"
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1 / 255
 
 
@@ -249,15 +257,17 @@ class Limits(SpecPart):
     """How much at once, and when to give up.
 
     Args:
-        batch_rows: Most rows that the model gets at once; by default the manifest's.
-        shard_rows: Rows of Parquet that are committed as a whole.
-        shard_bytes: The same for text files.
+        batch_rows: Most rows that the model gets at once; by default the manifest's. Of images,
+            it never gets more than 64 MiB of pixels hold.
+        shard_rows: Rows of Parquet, or images, that are committed as a whole; by default what
+            suits the model (`JobSpec.shard_rows`).
+        shard_bytes: The same for text files (`JobSpec.shard_bytes`).
         max_dead_letters: The job ends when more rows than this have failed. 0: at the first.
         max_memory_bytes: Of one actor.
     """
 
     batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    shard_rows: _Count = 262_144
-    shard_bytes: Annotated[int, Field(ge=1_024)] = 64 * 1024 * 1024
+    shard_rows: _Count | None = None
+    shard_bytes: Annotated[int, Field(ge=1_024)] | None = None
     max_dead_letters: Annotated[int, Field(ge=0)] = 1_000
     max_memory_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] | None = None

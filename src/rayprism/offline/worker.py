@@ -6,35 +6,34 @@ Knows no Ray: actors, a run on a laptop and tests all use it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow as pa
 
 from rayprism.core.shards import Shard
-from rayprism.errors import RayprismError
+from rayprism.errors import RayprismError, SetupError
 from rayprism.models.loader import LoadedModel, load_model
 from rayprism.models.repository import Repository
-from rayprism.offline.columns import ColumnMap
 from rayprism.offline.commits import OutputFolder
 from rayprism.offline.files import Listing
-from rayprism.offline.lines import RowBatch
+from rayprism.offline.parts import Part, ShardParts, map_columns, predicted
 from rayprism.offline.predictor import Predictor
-from rayprism.offline.readers import read_shard
-from rayprism.offline.rows import merge_faults
 from rayprism.offline.spec import JobSpec
 
-__all__ = ["FILE_COLUMN", "ROW_COLUMN", "Outcome", "ShardWorker"]
+__all__ = [
+    "EXPECTED",
+    "Outcome",
+    "ShardWorker",
+    "begin_attempt",
+    "check_memory",
+    "failed",
+    "write_parts",
+]
 
-FILE_COLUMN, ROW_COLUMN = "_file", "_row"
-"""Where a row came from: the file, and the row or byte in it."""
-
-_READ_ROWS = 16_384
-"""Rows in memory at once. Larger ones are not faster, and ragged rows sort well enough in these."""
-_UNREADABLE = "unreadable_row"
+_MIB = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +65,8 @@ class ShardWorker:
         listing: Its input.
         output: Where it writes, begun by the driver.
         threads: Of one run of the model.
+        attempts: Names this round, in which a shard that ends its process is begun three times at
+            most. By default shards are not counted.
         clock: Seconds, monotonic.
     """
 
@@ -76,35 +77,63 @@ class ShardWorker:
         output: OutputFolder,
         *,
         threads: int = 1,
+        attempts: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = spec
         self._listing = listing
         self._output = output
         self._threads = threads
+        self._attempts = attempts
         self._clock = clock
-        self._loaded: tuple[ColumnMap, Predictor, LoadedModel] | None = None
+        self._loaded: tuple[ShardParts, Predictor, LoadedModel] | None = None
         self._process = psutil.Process()
 
     def run(self, shard: Shard) -> Outcome:
         """Does a shard, or says why it could not be done: one shard's failure is its own."""
         began_s = self._clock()
         try:
-            columns, predictor = self._load()
-            folder = self._listing.partition_folder(shard.file)
-            rows_in = dead_letters = 0
-            with self._output.writer(
-                shard.number, folder if self._spec.output.partitioned else ""
-            ) as writer:
-                for batch in self._read(shard, columns):
-                    table, letters = self._predict(shard, batch, columns, predictor)
-                    writer.write(table, letters)
-                    rows_in += len(batch.positions) + len(batch.bad)
-                    dead_letters += len(letters)
-                writer.commit(rows_in, self._clock() - began_s)
-        except (RayprismError, OSError, pa.ArrowException, MemoryError) as error:
-            return self._outcome(shard, began_s, error=f"{type(error).__name__}: {error}")
-        return self._outcome(shard, began_s, rows_in, dead_letters)
+            if self._attempts is not None:
+                begin_attempt(self._output, shard, self._attempts)
+            parts, predictor = self._load()
+            done = write_parts(
+                self._output,
+                shard,
+                parts,
+                self._bounded(predicted(predictor, parts.read(shard))),
+                lambda: self._clock() - began_s,
+            )
+        except EXPECTED as error:
+            return failed(shard, error, self._clock() - began_s)
+        rss = self._process.memory_info().rss
+        return replace(done, seconds=self._clock() - began_s, rss_bytes=rss)
+
+    def load(self) -> None:
+        """Loads the model, which the first shard does otherwise.
+
+        Raises:
+            RayprismError: It cannot be loaded, or is not for this input.
+        """
+        self._load()
+
+    def predict(self, shard: Shard) -> Iterator[tuple[pa.Table | None, list[dict[str, Any]]]]:
+        """Reads and predicts a shard, and writes nothing.
+
+        Yields:
+            Of some rows at a time: those of the output, None where there are none; and the dead
+            letters. Each row is in one of them.
+
+        Raises:
+            RayprismError: The shard cannot be done.
+        """
+        parts, predictor = self._load()
+        for part in predicted(predictor, parts.read(shard)):
+            yield parts.finish(shard, part)
+
+    def _bounded(self, parts: Iterable[Part]) -> Iterator[Part]:
+        for part in parts:
+            check_memory(self._process, self._spec.limits.max_memory_bytes)
+            yield part
 
     def close(self) -> None:
         """Lets go of the model."""
@@ -112,79 +141,97 @@ class ShardWorker:
             self._loaded[2].close()
             self._loaded = None
 
-    def _load(self) -> tuple[ColumnMap, Predictor]:
+    def _load(self) -> tuple[ShardParts, Predictor]:
         if self._loaded is None:
             spec = self._spec
             version = Repository(spec.repository_path()).version(spec.model, spec.version)
-            columns = ColumnMap.plan(
-                self._listing.schema,
-                version.manifest,
-                columns=spec.input.columns,
-                passthrough=spec.output.passthrough,
-                prefix=spec.output.prefix,
-                added=(FILE_COLUMN, ROW_COLUMN) if spec.output.row_position else (),
-            )
+            columns = map_columns(spec, self._listing, version.manifest)
             model = load_model(
                 version,
                 allow_code=spec.allow_code,
                 threads=self._threads,
                 device=spec.device,
             )
-            self._loaded = (columns, Predictor(model, spec.limits.batch_rows), model)
+            predictor = Predictor(model, spec.limits.batch_rows)
+            parts = ShardParts(
+                spec, self._listing, columns, predictor.limits.max_rows, self._threads
+            )
+            self._loaded = (parts, predictor, model)
         return self._loaded[0], self._loaded[1]
 
-    def _read(self, shard: Shard, columns: ColumnMap) -> Iterator[RowBatch]:
-        return read_shard(self._listing, shard, columns.needed, _READ_ROWS)
 
-    def _predict(
-        self, shard: Shard, batch: RowBatch, columns: ColumnMap, predictor: Predictor
-    ) -> tuple[pa.Table | None, list[dict[str, Any]]]:
-        mapped = columns.tensors(batch.table)
-        got = predictor.predict(mapped.tensors, int(mapped.ok.sum()))
-        ok, reasons = merge_faults(mapped.ok, mapped.reasons, got.ok, got.reasons)
-        letters = [self._letter(shard, bad.position, _UNREADABLE, bad.reason) for bad in batch.bad]
-        letters += [
-            self._letter(shard, int(batch.positions[index]), fault.code, fault.reason)
-            for index, fault in reasons.items()
-        ]
-        letters.sort(key=lambda letter: letter[self._unit])
-        if not ok.any():
-            return None, letters
-        kept = batch.table.select(columns.passthrough)
-        positions = batch.positions
-        if not ok.all():
-            kept, positions = kept.filter(pa.array(ok)), positions[ok]
-        if self._spec.output.row_position:
-            kept = self._with_position(shard, kept, positions)
-        return columns.output_table(got.outputs, kept), letters
+def write_parts(
+    output: OutputFolder,
+    shard: Shard,
+    how: ShardParts,
+    parts: Iterable[Part],
+    seconds: Callable[[], float],
+) -> Outcome:
+    """Writes and commits a shard.
 
-    @property
-    def _unit(self) -> str:
-        return "row" if self._listing.format == "parquet" else "byte"
+    Args:
+        output: Where to.
+        shard: Which.
+        how: Makes rows of parts.
+        parts: Predicted.
+        seconds: That the shard has taken so far.
 
-    def _letter(self, shard: Shard, position: int, code: str, reason: str) -> dict[str, Any]:
-        path = self._listing.files[shard.file].path
-        return {"file": path, self._unit: position, "code": code, "reason": reason}
+    Raises:
+        RayprismError: It cannot be written.
+    """
+    rows_in = dead_letters = 0
+    with output.writer(shard.number, how.folder(shard)) as writer:
+        for part in parts:
+            table, letters = how.finish(shard, part)
+            writer.write(table, letters)
+            rows_in += len(letters) + (0 if table is None else table.num_rows)
+            dead_letters += len(letters)
+        writer.commit(rows_in, seconds())
+    return Outcome(shard.number, rows_in, dead_letters)
 
-    def _with_position(self, shard: Shard, table: pa.Table, positions: Any) -> pa.Table:
-        path = pa.array([self._listing.files[shard.file].path])
-        index = pa.array(np.zeros(len(positions), np.int32))
-        table = table.append_column(FILE_COLUMN, pa.DictionaryArray.from_arrays(index, path))
-        return table.append_column(ROW_COLUMN, pa.array(positions))
 
-    def _outcome(
-        self,
-        shard: Shard,
-        began_s: float,
-        rows_in: int = 0,
-        dead_letters: int = 0,
-        error: str | None = None,
-    ) -> Outcome:
-        return Outcome(
-            shard.number,
-            rows_in,
-            dead_letters,
-            self._clock() - began_s,
-            self._process.memory_info().rss,
-            error,
+EXPECTED = (RayprismError, OSError, pa.ArrowException, MemoryError)
+"""What ends a shard, and not the process that works on it."""
+
+
+_ATTEMPTS = 3
+
+
+def begin_attempt(output: OutputFolder, shard: Shard, token: str) -> None:
+    """Notes that a shard is begun, and refuses one that has ended its process again and again.
+
+    Args:
+        output: Of the job.
+        shard: Which.
+        token: Of the round, and of what is begun.
+
+    Raises:
+        SetupError: It was begun three times in this round.
+    """
+    if not output.attempt(shard.number, token, _ATTEMPTS):
+        raise SetupError(
+            f"the process that worked on this shard died {_ATTEMPTS} times: too little memory, or "
+            "a crash in the model's runtime"
+        )
+
+
+def failed(shard: Shard, error: BaseException, seconds: float = 0.0) -> Outcome:
+    """The outcome of a shard that could not be done."""
+    rss = psutil.Process().memory_info().rss
+    told = f"{type(error).__name__}: {error}"
+    return Outcome(shard.number, seconds=seconds, rss_bytes=rss, error=told)
+
+
+def check_memory(process: psutil.Process, most_bytes: int | None) -> None:
+    """Ends what has grown over its bound.
+
+    Raises:
+        SetupError: The process has more memory than is allowed.
+    """
+    rss = process.memory_info().rss
+    if most_bytes is not None and rss > most_bytes:
+        raise SetupError(
+            f"an actor has {rss / _MIB:,.0f} MiB of memory, limits.max_memory_bytes allows "
+            f"{most_bytes / _MIB:,.0f} MiB. Lower limits.batch_rows, or shard_rows where the mode "
+            "is pipeline; or allow more"
         )

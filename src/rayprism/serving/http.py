@@ -250,7 +250,12 @@ class ModelApp(AsgiApp):
     def _config(self, model: ServedModel) -> Any:
         service = self._service
         # Triton's place for whatever else there is to say of a model.
-        said = {"device": service.device, "execution": str(service.scheduler.place)}
+        said = {
+            "device": service.device,
+            "execution": str(service.scheduler.place),
+            # What `batch/parity.py` compares with that of a job's output.
+            "digest": service.manifest.digest,
+        }
         if service.config_error is not None:
             said["user_config_error"] = service.config_error
         parameters = {name: {"string_value": value} for name, value in said.items()}
