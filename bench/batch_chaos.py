@@ -182,9 +182,12 @@ class Chaos:
         if event == "driver":
             driver.kill()
             return True
-        targets = self._actors() if event == "actor" else self._members()
         if event == "actor":
+            targets = self._actors()
             targets = targets and [self._random.choice(targets)]
+        else:
+            # All at once, as when its power fails; the driver has to see for itself.
+            targets = [process for process in self._members() if process.pid != driver.pid]
         for process in targets:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
@@ -270,7 +273,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--bad-rows", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--mean-s", type=float, default=4.0, help="between two kills, on average")
+    parser.add_argument("--mean-s", type=float, default=2.5, help="between two kills, on average")
     parser.add_argument("--folder", type=Path, help="scratch; removed afterwards")
     parser.add_argument("--output", type=Path, default=_RESULTS)
     arguments = parser.parse_args()

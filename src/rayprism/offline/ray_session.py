@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +20,8 @@ from rayprism.offline.spec import JobSpec
 
 __all__ = ["ray_session"]
 
+_WATCH_EVERY_S = 2.0
+_SILENT_S = 6.0
 _SMALL_STORE_BYTES = 256 * 1024**2
 _LARGEST_STORE_BYTES = 4 * 1024**3
 
@@ -48,10 +52,43 @@ def ray_session(
     try:
         _quiet()
         _check_room(spec, local=local, say=say)
-        yield
+        with _watch_head(ray.get_runtime_context().gcs_address, say):
+            yield
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _watch_head(address: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Tells where the head node does not answer any more.
+
+    Ray waits a minute for it, in case it is started again, and then ends this process without a
+    word that a person would see.
+    """
+    over = threading.Event()
+    host, _, port = address.rpartition(":")
+
+    def watch() -> None:
+        silent_s = 0.0
+        while not over.wait(_WATCH_EVERY_S):
+            try:
+                socket.create_connection((host, int(port)), timeout=_WATCH_EVERY_S).close()
+                silent_s = 0.0
+            except OSError as error:
+                silent_s += _WATCH_EVERY_S
+                if silent_s == _SILENT_S:
+                    say(
+                        f"Ray's head node at {address} does not answer: {error}. If it does not "
+                        "come back within a minute, Ray ends this process. What is done stays; "
+                        "the same command goes on"
+                    )
+
+    threading.Thread(target=watch, name="rayprism-watch-head", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _connect(spec: JobSpec, *, local: bool, moves_rows: bool) -> None:
