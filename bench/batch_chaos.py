@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Chaos:
         repository: Of models.
         seed: Of what is killed, and when.
         mean_s: Between two kills, on average.
+        environment: What the driver gets besides.
         say: Tells progress.
     """
 
@@ -79,6 +80,7 @@ class Chaos:
         *,
         seed: int,
         mean_s: float,
+        environment: Mapping[str, str] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self._config = config
@@ -86,6 +88,7 @@ class Chaos:
         self._repository = repository
         self._random = random.Random(seed)
         self._mean_s = mean_s
+        self._more = dict(environment or {})
         self._say = say
         self._dashboard_port = find_port()
         self.done = Disturbed()
@@ -218,6 +221,7 @@ class Chaos:
             **os.environ,
             "RAY_ADDRESS": state.ray_address,
             "RAYPRISM_REPOSITORY": str(self._repository),
+            **self._more,
         }
 
     def _up(self) -> None:

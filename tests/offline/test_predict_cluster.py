@@ -78,7 +78,8 @@ def rows() -> Array:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two Parquet files of many small row groups; column `a` is text, and two of its rows bad."""
-    folder = tmp_path_factory.mktemp("predict-data")
+    folder = tmp_path_factory.mktemp("predict-data") / "in"
+    folder.mkdir()
     columns: dict[str, Any] = {name: rows()[:, index] for index, name in enumerate("abcd")}
     columns["a"] = [repr(float(value)) for value in columns["a"]]
     for bad in BAD:
@@ -96,7 +97,7 @@ def write_job(path: Path, repository: Path, data: Path, output: Path, **more: An
         "version": "1",
         "repository": str(repository),
         "input": {"uri": str(data), "columns": {"x": list("abcd")}},
-        "output": {"uri": str(output), "passthrough": ["id"], "row_position": True},
+        "output": {"uri": str(output), "passthrough": ["id"]},
         "pool": {"max_actors": 2, "cpus": 0.5},
         "limits": {"shard_rows": 3 * GROUP_ROWS, "batch_rows": 16},
     }
@@ -177,10 +178,13 @@ def test_actors_driver_and_node_are_killed(
 ) -> None:
     limits = {"shard_rows": 3 * GROUP_ROWS, "batch_rows": 1}
     job = write_job(tmp_path / "job.yaml", repository, data, tmp_path / "out", limits=limits)
-    chaos = Chaos(job, tmp_path, repository, seed=3, mean_s=0.5)
+    # By default Ray waits for a minute for the head node to come back.
+    soon = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    chaos = Chaos(job, tmp_path, repository, seed=3, mean_s=0.5, environment=soon)
     done = chaos.run(["actor", "driver", "actor", "node"])
     assert dict(done.kills) == {"actor": 2, "driver": 1, "node": 1}
     assert done.exits[-1] == 0
+    assert "head node" in (tmp_path / f"run-{done.runs - 1}.log").read_text()
     check_output(tmp_path / "out")
     assert list(differences(calm, tmp_path / "out")) == []
 
@@ -215,7 +219,8 @@ def test_a_stop_is_told_and_gone_on_from(repository: Path, data: Path, tmp_path:
 def test_a_shard_that_kills_its_actors_harms_no_other(repository: Path, tmp_path: Path) -> None:
     values = np.zeros((400, 4), np.float32)
     values[250, 0] = 666
-    table = pa.table({"x": pa.FixedSizeListArray.from_arrays(values.ravel(), 4)})
+    lists = pa.FixedSizeListArray.from_arrays(values.ravel(), 4)
+    table = pa.table({"id": range(400), "x": lists})
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=100)
     job = write_job(
         tmp_path / "job.yaml",
@@ -225,7 +230,6 @@ def test_a_shard_that_kills_its_actors_harms_no_other(repository: Path, tmp_path
         model="crashing",
         allow_code=True,
         input={"uri": str(tmp_path / "in.parquet")},
-        output={"uri": str(tmp_path / "out")},
         limits={"shard_rows": 100},
     )
     done = predict(job, "--local")
@@ -262,7 +266,7 @@ def fleet(
 ) -> Iterator[Fleet]:
     state = tmp_path_factory.mktemp("predict-state")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYPRISM_DATA", str(data))
+        patch.setenv("RAYPRISM_DATA", str(data.parent))
         with running_fleet(repository, state, haproxy=False) as fleet:
             yield fleet
 
@@ -286,21 +290,22 @@ def test_a_ray_job(fleet: Fleet, calm: Path, data: Path, tmp_path: Path) -> None
     """The copy of --working-dir is thrown away, so relative paths start at RAYPRISM_DATA."""
     (tmp_path / "batch").mkdir()
     (tmp_path / "batch/predict.py").write_bytes((ROOT / "batch/predict.py").read_bytes())
-    job = write_job(tmp_path / "job.yaml", Path("/unused"), Path("*.parquet"), Path("out/job"))
+    job = write_job(tmp_path / "job.yaml", Path("/unused"), Path("in/*.parquet"), Path("out/job"))
     document = yaml.safe_load(job.read_text())
     del document["repository"]
     job.write_text(yaml.safe_dump(document))
     done = submit(fleet, tmp_path, "job.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "done: 60,000 rows in" in done.stdout
-    check_output(data / "out/job")
-    assert list(differences(calm, data / "out/job")) == []
+    check_output(data.parent / "out/job")
+    assert list(differences(calm, data.parent / "out/job")) == []
 
 
 def test_without_a_cluster_it_says_what_to_do(repository: Path, data: Path, tmp_path: Path) -> None:
     job = write_job(tmp_path / "job.yaml", repository, data, tmp_path / "out")
-    done = predict(job, RAY_ADDRESS="127.0.0.1:1", RAY_TMPDIR=str(tmp_path))
+    done = predict(job, RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 1
+    assert "RAY_ADDRESS is 127.0.0.1:1" in done.stderr
     assert "--local" in done.stderr
     assert "ray job submit" in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -48,7 +49,11 @@ def ray_session(
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     started = not ray.is_initialized()
     if started:
+        on_term = signal.getsignal(signal.SIGTERM)
         _connect(spec, local=local, moves_rows=moves_rows)
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own handler would end the process without a word.
+            signal.signal(signal.SIGTERM, on_term)
     try:
         _quiet()
         _check_room(spec, local=local, say=say)
@@ -95,8 +100,9 @@ def _connect(spec: JobSpec, *, local: bool, moves_rows: bool) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if not local:
         try:
+            _knock(os.environ.get("RAY_ADDRESS", ""))
             ray.init(address="auto", **options)
-        except ConnectionError as error:
+        except OSError as error:  # a ConnectionError of Ray's, too
             raise SetupError(
                 f"no Ray cluster: {error}. Run it on this machine alone with --local, or submit "
                 "it to a cluster: ray job submit --address http://HOST:8265 --working-dir . -- "
@@ -113,6 +119,17 @@ def _connect(spec: JobSpec, *, local: bool, moves_rows: bool) -> None:
         object_store_memory=store if moves_rows else _SMALL_STORE_BYTES,
         **options,
     )
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing listens at an address, for which Ray would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ConnectionError(f"RAY_ADDRESS is {address}, and there is {error}") from None
 
 
 def _quiet() -> None:
