@@ -57,10 +57,17 @@ def test_every_datatype_goes_through(
     assert y.tolist() == x.tolist()
 
 
-def test_bytes_that_are_no_text_are_the_client_s_fault(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [1, 3000])
+def test_bytes_that_are_no_text_are_the_client_s_fault(tmp_path: Path, rows: int) -> None:
     runtime = open_onnx(identity(tmp_path / "m.onnx", TensorProto.STRING))
     with pytest.raises(InvalidInput, match="input 'x': an element is not UTF-8"):
-        runtime.run({"x": np.array([[b"a", b"\xff"]], object)})
+        runtime.run({"x": np.array([[b"a", b"\xff"]] * rows, object)})
+
+
+def test_many_strings_stay_at_their_places(tmp_path: Path) -> None:
+    runtime = open_onnx(identity(tmp_path / "m.onnx", TensorProto.STRING))
+    x = np.array([[b"a", f"{row % 7}\u00e4".encode()] for row in range(2000)], object)
+    assert runtime.run({"x": x})["y"].tolist() == x.tolist()
 
 
 def test_the_signature_is_the_graph_s(tmp_path: Path) -> None:

@@ -127,10 +127,19 @@ def _of_strings(specs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
     return tuple(spec.name for spec in specs if spec.datatype is Datatype.BYTES)
 
 
+_MANY_STRINGS = 1024
+
+
 def _to_text(name: str, array: Array) -> Array:
     text = np.empty(array.size, object)
+    items = array.ravel().tolist()
     try:
-        text[:] = [item.decode() for item in array.ravel()]
+        if len(items) < _MANY_STRINGS:
+            text[:] = [item.decode() for item in items]
+        else:
+            # Categories, which many strings mostly are, come again and again: each is decoded once.
+            known = {item: item.decode() for item in set(items)}
+            text[:] = [known[item] for item in items]
     except UnicodeDecodeError as error:
         raise InvalidInput(f"input {name!r}: an element is not UTF-8 ({error.reason})") from None
     return text.reshape(array.shape)
