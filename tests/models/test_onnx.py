@@ -70,6 +70,12 @@ def test_many_strings_stay_at_their_places(tmp_path: Path) -> None:
     assert runtime.run({"x": x})["y"].tolist() == x.tolist()
 
 
+def test_strings_may_come_as_text(tmp_path: Path) -> None:
+    runtime = open_onnx(identity(tmp_path / "m.onnx", TensorProto.STRING))
+    given = runtime.run({"x": np.array([["ä", "b"]], object)})
+    assert given["y"].tolist() == [["ä".encode(), b"b"]]
+
+
 def test_the_signature_is_the_graph_s(tmp_path: Path) -> None:
     path = save_onnx(
         tmp_path / "m.onnx",

@@ -315,6 +315,17 @@ def test_text_and_bytes_become_bytes() -> None:
     assert codes(lists) == {1: "wrong_shape", 2: "missing_value"}
 
 
+def test_text_stays_text_for_a_runtime_that_wants_it() -> None:
+    table = pa.table(
+        {"t": pa.array(["ä", None, "b", "ä"]), "b": pa.array([b"1", b"2", b"3", b"4"])}
+    )
+    inputs = [TensorSpec(name, Datatype.BYTES, (-1,)) for name in "tb"]
+    mapped = column_map(table.schema, *inputs).tensors(table, as_text=True)
+    assert mapped.tensors["t"].tolist() == ["ä", "b", "ä"]
+    assert mapped.tensors["b"].tolist() == [b"1", b"3", b"4"]
+    assert codes(mapped) == {1: "missing_value"}
+
+
 def test_dictionary_columns_of_numbers_are_decoded() -> None:
     column = pa.array([7, 300, 7]).dictionary_encode()
     mapped = read(column, Datatype.UINT8)

@@ -112,6 +112,7 @@ class OnnxRuntime:
     def _run_strings(self, inputs: Tensors) -> Tensors:
         feed = dict(inputs)
         for name in self._string_inputs:
+            # Batch jobs give `str`, as Arrow has it.
             feed[name] = _to_text(name, inputs[name])
         outputs = dict(zip(self._names, self._session.run(self._names, feed), strict=True))
         for name in self._string_outputs:
@@ -131,8 +132,10 @@ _MANY_STRINGS = 1024
 
 
 def _to_text(name: str, array: Array) -> Array:
-    text = np.empty(array.size, object)
     items = array.ravel().tolist()
+    if items and type(items[0]) is str:
+        return array
+    text = np.empty(array.size, object)
     try:
         if len(items) < _MANY_STRINGS:
             text[:] = [item.decode() for item in items]

@@ -107,16 +107,19 @@ def why_not(kind: Any, datatype: Datatype) -> str:
     return "allowed are numbers, booleans, text and bytes, and lists of them"
 
 
-def cast_values(array: Any, spec: TensorSpec) -> Cast:
+def cast_values(array: Any, spec: TensorSpec, *, as_text: bool = False) -> Cast:
     """Casts the values of an Arrow array.
 
     Args:
         array: `pyarrow.Array` of a type for which `why_not` has no objection.
         spec: The input; its shape does not matter here.
+        as_text: Whether text stays `str` where the datatype is BYTES, for a runtime that wants it
+            so. Binary values become `bytes` in any case.
     """
     array = _decode(array)
     if spec.datatype is Datatype.BYTES:
-        return _cast_bytes(array)
+        kind = pa.large_string() if as_text and _is_text(array.type) else pa.large_binary()
+        return _cast_bytes(array, kind)
     faults: list[CastFault] = []
     fractional = pa.types.is_floating(array.type)
     if pa.types.is_decimal(array.type):
@@ -158,17 +161,17 @@ def _decode(array: Any) -> Any:
             return array
 
 
-def _cast_bytes(array: Any) -> Cast:
+def _cast_bytes(array: Any, kind: Any) -> Cast:
     # Few values many times is what text columns of tables are; one object for each of them is
     # made faster, and takes less memory, than one for each row.
-    encoded = array.cast(pa.large_binary()).dictionary_encode()
+    encoded = array.cast(kind).dictionary_encode()
     faults: list[CastFault] = []
     if encoded.null_count:
         nulls = np.flatnonzero(encoded.is_null().to_numpy(zero_copy_only=False))
         faults.append(CastFault(nulls, FaultCode.MISSING, lambda _: "the value is missing"))
         encoded = pa.DictionaryArray.from_arrays(
             encoded.indices.fill_null(len(encoded.dictionary)),
-            pa.concat_arrays([encoded.dictionary, pa.array([b""], pa.large_binary())]),
+            pa.concat_arrays([encoded.dictionary, pa.array([b""]).cast(kind)]),
         )
     distinct: Array = encoded.dictionary.to_numpy(zero_copy_only=False)
     return Cast(distinct[encoded.indices.to_numpy()], faults)

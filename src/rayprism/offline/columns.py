@@ -60,14 +60,14 @@ class _Input:
     columns: tuple[str, ...]
     stacked: bool
 
-    def read(self, table: Any, faults: Faults) -> Array | RaggedRows:
+    def read(self, table: Any, faults: Faults, as_text: bool) -> Array | RaggedRows:
         """All rows; where one is at fault, any values."""
         if self.stacked:
-            return self._stack(table, faults)
+            return self._stack(table, faults, as_text)
         (column,) = self.columns
         array = _whole(table, column)
         if not is_list(plain_type(array.type)):
-            return self._scalars(array, column, faults).reshape(len(array), *self.inner)
+            return self._scalars(array, column, faults, as_text).reshape(len(array), *self.inner)
         sizes, _ = unnest_type(array.type)
         where = f"column {column!r}"
         if len(sizes) == len(self.inner):
@@ -76,17 +76,17 @@ class _Input:
         assert isinstance(flat, np.ndarray), "a fixed size gives rows of one shape"
         return flat.reshape(len(array), *self.inner)
 
-    def _scalars(self, array: Any, column: str, faults: Faults) -> Array:
-        cast = cast_values(array, self.spec)
+    def _scalars(self, array: Any, column: str, faults: Faults, as_text: bool) -> Array:
+        cast = cast_values(array, self.spec, as_text=as_text)
         for fault in cast.faults:
             faults.add(fault.places, fault.code, partial(_told, column, fault))
         return cast.values
 
-    def _stack(self, table: Any, faults: Faults) -> Array:
+    def _stack(self, table: Any, faults: Faults, as_text: bool) -> Array:
         count = len(self.columns)
         out = np.empty((table.num_rows, count), numpy_dtype(self.spec.datatype))
         for index, column in enumerate(self.columns):
-            out[:, index] = self._scalars(_whole(table, column), column, faults)
+            out[:, index] = self._scalars(_whole(table, column), column, faults, as_text)
         inner = (count,) if -1 in self.inner else self.inner
         return out.reshape(table.num_rows, *inner)
 
@@ -173,7 +173,7 @@ class ColumnMap:
         needed = dict.fromkeys([*(name for item in inputs for name in item.columns), *copied])
         return cls(manifest, tuple(needed), copied, prefix, inputs, schema)
 
-    def tensors(self, table: Any) -> Mapped:
+    def tensors(self, table: Any, *, as_text: bool = False) -> Mapped:
         """The good rows of a table as tensors.
 
         Without a fault, numbers of the right type in columns without nulls, or in lists, are
@@ -182,6 +182,7 @@ class ColumnMap:
         Args:
             table: `pyarrow.Table` or `pyarrow.RecordBatch` with the columns that are needed, of
                 the types that were planned, or of others that can be cast as well.
+            as_text: Whether columns of text stay `str` where the input is BYTES.
 
         Raises:
             ConfigInvalid: A column is missing, or of a type that cannot be cast.
@@ -196,7 +197,7 @@ class ColumnMap:
             if problems:
                 where = f"input.columns.{item.spec.name}"
                 raise ConfigInvalid("input", [Fault(where, problem) for problem in problems])
-            tensors[item.spec.name] = item.read(table, faults)
+            tensors[item.spec.name] = item.read(table, faults, as_text)
         for name, rows in tensors.items():
             if faults.reasons:
                 rows = rows[faults.ok] if isinstance(rows, np.ndarray) else rows.take(faults.ok)

@@ -107,7 +107,9 @@ def run_job(
             work = JobRun(plan, output, lease, reporter, tell)
             work.check_dead_letters()
             _run_rounds(work, local=local)
-        totals = output.finish({"rows_per_second": _rate(reporter, before)})
+        totals = output.finished()
+        if totals is None:
+            totals = output.finish({"rows_per_second": _rate(reporter, before)})
     return Summary(
         totals, time.monotonic() - began_s, reporter.rows - before, reporter.peak_rss_bytes
     )

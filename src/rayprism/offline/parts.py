@@ -75,6 +75,9 @@ class ShardParts:
         self._listing = listing
         self._columns = columns
         self._threads = threads
+        manifest = columns.manifest
+        # ONNX Runtime takes `str`: text from Arrow would become bytes only to be text again.
+        self._as_text = manifest.runtime == "onnx" and manifest.code is None
         self._read_rows = _READ_ROWS
         if listing.pixels is not None:
             # Whole batches of the model, as many as there is room for.
@@ -95,7 +98,7 @@ class ShardParts:
             image_threads=self._threads,
         )
         for batch in batches:
-            mapped = self._columns.tensors(batch.table)
+            mapped = self._columns.tensors(batch.table, as_text=self._as_text)
             kept = batch.table.select(self._columns.passthrough)
             yield Part(mapped.tensors, kept, batch.positions, mapped.ok, mapped.reasons, batch.bad)
 
