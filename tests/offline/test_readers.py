@@ -389,3 +389,22 @@ def test_a_damaged_page_is_told_with_its_file(tmp_path: Path) -> None:
     (shard,) = plan_shards(listing.files, target_rows=10_000, target_bytes=1)
     with pytest.raises(SetupError, match=r"f\.parquet cannot be read"):
         list(read_shard(listing, shard, ["x"], 100))
+
+
+def test_few_texts_come_as_categories_and_many_as_text(tmp_path: Path) -> None:
+    rows = 20_000
+    table = pa.table(
+        {
+            "few": pa.array(["b", None, "a", "b"] * (rows // 4)),
+            "many": pa.array([f"{row:09}" for row in range(rows)]),
+            "number": pa.array(range(rows)),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=6_000)
+    listing = list_inputs([str(tmp_path)], format=None, columns=table.schema.names)
+    (shard,) = plan_shards(listing.files, target_rows=rows, target_bytes=1)
+    batches = list(read_shard(listing, shard, table.schema.names, 5_000, as_categories=True))
+    found = pa.concat_tables(batch.table for batch in batches)
+    assert pa.types.is_dictionary(found.schema.field("few").type)
+    assert found.schema.field("many").type == pa.string()
+    assert found.cast(table.schema).equals(table)

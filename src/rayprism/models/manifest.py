@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -345,7 +346,7 @@ class Manifest(_Frozen):
         """Whether loading this version executes code that came with it."""
         return self.code is not None or self.runtime == "python"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """`sha256:...` over the canonical manifest, which holds the digest of every file."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

@@ -116,10 +116,11 @@ def cast_values(array: Any, spec: TensorSpec, *, as_text: bool = False) -> Cast:
         as_text: Whether text stays `str` where the datatype is BYTES, for a runtime that wants it
             so. Binary values become `bytes` in any case.
     """
-    array = _decode(array)
     if spec.datatype is Datatype.BYTES:
-        kind = pa.large_string() if as_text and _is_text(array.type) else pa.large_binary()
+        plain = plain_type(array.type)
+        kind = pa.large_string() if as_text and _is_text(plain) else pa.large_binary()
         return _cast_bytes(array, kind)
+    array = _decode(array)
     faults: list[CastFault] = []
     fractional = pa.types.is_floating(array.type)
     if pa.types.is_decimal(array.type):
@@ -164,7 +165,12 @@ def _decode(array: Any) -> Any:
 def _cast_bytes(array: Any, kind: Any) -> Cast:
     # Few values many times is what text columns of tables are; one object for each of them is
     # made faster, and takes less memory, than one for each row.
-    encoded = array.cast(kind).dictionary_encode()
+    if isinstance(array, pa.DictionaryArray) and not array.dictionary.null_count:
+        encoded = pa.DictionaryArray.from_arrays(
+            array.indices, _decode(array.dictionary).cast(kind)
+        )
+    else:
+        encoded = _decode(array).cast(kind).dictionary_encode()
     faults: list[CastFault] = []
     if encoded.null_count:
         nulls = np.flatnonzero(encoded.is_null().to_numpy(zero_copy_only=False))

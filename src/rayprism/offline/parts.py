@@ -78,6 +78,7 @@ class ShardParts:
         manifest = columns.manifest
         # ONNX Runtime takes `str`: text from Arrow would become bytes only to be text again.
         self._as_text = manifest.runtime == "onnx" and manifest.code is None
+        self._kept = pa.schema([listing.schema.field(name) for name in columns.passthrough])
         self._read_rows = _READ_ROWS
         if listing.pixels is not None:
             # Whole batches of the model, as many as there is room for.
@@ -96,10 +97,13 @@ class ShardParts:
             self._columns.needed,
             self._read_rows,
             image_threads=self._threads,
+            as_categories=self._as_text,
         )
         for batch in batches:
             mapped = self._columns.tensors(batch.table, as_text=self._as_text)
             kept = batch.table.select(self._columns.passthrough)
+            if self._as_text:
+                kept = kept.cast(self._kept)  # categories are text again
             yield Part(mapped.tensors, kept, batch.positions, mapped.ok, mapped.reasons, batch.bad)
 
     def folder(self, shard: Shard) -> str:

@@ -109,6 +109,9 @@ def _connect(spec: JobSpec, *, local: bool, moves_rows: bool) -> None:
                 "python batch/predict.py CONFIG"
             ) from None
         return
+    # Workers that nobody needs yet would take the CPU from those that the job waits for.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_enable_worker_prestart", "0")
     store = min(_LARGEST_STORE_BYTES, psutil.virtual_memory().total // 4)
     actors = math.ceil(spec.pool.min_actors * spec.pool.cpus)
     ray.init(

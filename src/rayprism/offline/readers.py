@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -34,6 +35,7 @@ __all__ = ["BadRow", "RowBatch", "read_shard"]
 # A column chunk is read in pieces of this size, and not as a whole; over a network in larger ones.
 _LOCAL_BUFFER_BYTES = 1 << 18
 _REMOTE_BUFFER_BYTES = 1 << 21
+_SMALL_DICTIONARY_BYTES = 1 << 13
 
 
 def read_shard(
@@ -44,6 +46,7 @@ def read_shard(
     *,
     use_threads: bool = False,
     image_threads: int = 1,
+    as_categories: bool = False,
 ) -> Iterator[RowBatch]:
     """Reads a shard, each row of it once and in order.
 
@@ -58,6 +61,8 @@ def read_shard(
         batch_rows: Most rows of a batch; of images, fewer are in one where they are large.
         use_threads: Whether Arrow may decode columns of Parquet in parallel.
         image_threads: How many images are decoded at once.
+        as_categories: Whether columns of text that Parquet holds as few different values come as
+            dictionaries of them. They have not quite the listing's types, then.
 
     Yields:
         Batches; one may have no rows, where there are bad ones to be told.
@@ -78,7 +83,7 @@ def read_shard(
     }
     own = [listing.schema.field(name) for name in columns if name not in partitions]
     if listing.format == "parquet":
-        batches = _read_parquet(listing, shard, own, batch_rows, use_threads)
+        batches = _read_parquet(listing, shard, own, batch_rows, use_threads, as_categories)
     else:
         batches = _rebatch(_read_text(listing, shard, own), batch_rows)
     with closing(batches):
@@ -98,24 +103,61 @@ def _changed(listing: Listing, index: int, got: str, was: str) -> SetupError:
     )
 
 
+def _open_parquet(
+    filesystem: Any, path: str, local: bool, encoded: Sequence[str] | None
+) -> pq.ParquetFile:
+    return pq.ParquetFile(
+        path,
+        filesystem=filesystem,
+        buffer_size=_LOCAL_BUFFER_BYTES if local else _REMOTE_BUFFER_BYTES,
+        read_dictionary=encoded,
+    )
+
+
+def _categories(file: pq.ParquetFile, fields: Sequence[pa.Field]) -> list[str]:
+    """Columns of text with few different values: those of each row group fit a small dictionary."""
+    texts = {item.name for item in fields if pa.types.is_string(item.type)}
+    metadata, schema = file.metadata, file.schema_arrow
+    found = {name for name in texts if name in schema.names}
+    found = {name for name in found if pa.types.is_string(schema.field(name).type)}
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            start = column.dictionary_page_offset
+            if start is None or column.data_page_offset - start > _SMALL_DICTIONARY_BYTES:
+                found.discard(column.path_in_schema)
+    return sorted(found)
+
+
 def _read_parquet(
-    listing: Listing, shard: Shard, fields: Sequence[pa.Field], batch_rows: int, use_threads: bool
+    listing: Listing,
+    shard: Shard,
+    fields: Sequence[pa.Field],
+    batch_rows: int,
+    use_threads: bool,
+    as_categories: bool,
 ) -> Generator[RowBatch, None, None]:
     path, counts = listing.path(shard.file), listing.files[shard.file].row_groups or ()
     filesystem = listing.open()
     local = isinstance(filesystem, pa_fs.LocalFileSystem)
     with reading(path):
-        file = pq.ParquetFile(
-            path,
-            filesystem=filesystem,
-            buffer_size=_LOCAL_BUFFER_BYTES if local else _REMOTE_BUFFER_BYTES,
-        )
-    with closing(file):
+        file = _open_parquet(filesystem, path, local, None)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(closing(file))
         now = tuple(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
         if now != counts:
             raise _changed(listing, shard.file, _rows(now), _rows(counts))
         groups, row, rows = _row_range(shard, counts)
         target = pa.schema(fields)
+        encoded = _categories(file, fields) if as_categories and groups else []
+        if encoded:
+            with reading(path):
+                file = _open_parquet(filesystem, path, local, encoded)
+            stack.enter_context(closing(file))
+            for name in encoded:
+                kind = pa.dictionary(pa.int32(), pa.string())
+                place = target.get_field_index(name)
+                target = target.set(place, target.field(place).with_type(kind))
         batches = None
         if groups:
             batches = file.iter_batches(
