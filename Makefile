@@ -110,6 +110,7 @@ bench-traffic: $(VENV)/.dev ## What canaries and shadows cost (needs wrk)
 
 bench-batch: $(VENV)/.dev ## How fast batch jobs are, against plain loops; half an hour
 	$(BIN)/python -m bench.batch
+	$(BIN)/python -m bench.batch_actor
 
 bench-parity: $(VENV)/.dev ## Whether jobs and endpoints agree, for every example model
 	$(BIN)/python -m bench.parity

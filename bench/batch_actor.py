@@ -3,7 +3,7 @@
     python -m bench.batch_actor
 
 Each cell is a process of its own that does shards of the flights model, one after the other, as an
-actor does, without Ray (which adds about 120 MiB to a process). `make bench-batch` runs it too.
+actor does, without what Ray adds to its processes.
 """
 
 from __future__ import annotations
