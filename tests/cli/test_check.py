@@ -11,7 +11,7 @@ import pytest
 
 RAYPRISM = str(Path(sys.executable).parent / "rayprism")
 GOOD = """\
-http_options: {host: 127.0.0.1}
+http_options: {host: 127.0.0.1, keep_alive_timeout_s: 20}
 applications:
 - name: theirs
   route_prefix: /theirs
