@@ -7,11 +7,7 @@ What it is told is in docs/batch.md; what report.json says, in rayprism.offline.
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import click
 
@@ -43,17 +39,10 @@ def main(config: Path, local: bool, restart: bool, changes: tuple[str, ...]) -> 
     Predicts the rows with each version, then says which is better by how much, with intervals.
     Stopped, the same command goes on.
     """
-    from rayprism.errors import RayprismError
+    from rayprism.offline.command import resumable
 
-    signal.signal(signal.SIGTERM, _stop)
-    try:
+    with resumable():
         _run(config, changes, local=local, restart=restart)
-    except RayprismError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("\nstopped. What is done stays; the same command goes on", err=True)
-        sys.exit(130)
 
 
 def _run(config: Path, changes: tuple[str, ...], *, local: bool, restart: bool) -> None:
@@ -64,10 +53,6 @@ def _run(config: Path, changes: tuple[str, ...], *, local: bool, restart: bool) 
     spec = load_evaluation(config, changes)
     found = evaluate(spec, local=local, restart=restart, source=str(config))
     click.echo(f"{summarize(found.report)}\n\n{found.html_path}\n{found.json_path}")
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -7,11 +7,7 @@ What it is told is in docs/batch.md.
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import click
 
@@ -47,20 +43,13 @@ def main(config: Path, local: bool, dry_run: bool, restart: bool, changes: tuple
     The output holds every row of the input exactly once, or the row stands among the dead letters
     with its reason, whatever dies on the way: stopped, the same command goes on.
     """
-    from rayprism.errors import RayprismError
+    from rayprism.offline.command import resumable
 
-    signal.signal(signal.SIGTERM, _stop)
-    try:
+    with resumable():
         if dry_run:
             _dry_run(config, changes)
         else:
             _run(config, changes, local=local, restart=restart)
-    except RayprismError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("\nstopped. What is done stays; the same command goes on", err=True)
-        sys.exit(130)
 
 
 def _run(config: Path, changes: tuple[str, ...], *, local: bool, restart: bool) -> None:
@@ -76,10 +65,6 @@ def _dry_run(config: Path, changes: tuple[str, ...]) -> None:
     from rayprism.offline.spec import load_spec
 
     click.echo(dry_run(load_spec(config, changes), source=str(config)))
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -58,13 +58,14 @@ class _Stages:
 
 @dataclass(slots=True)
 class _Load:
-    """A shard between two stages: its parts, or why there are none."""
+    """A shard between two stages: its parts, or why there are none; and what became of it."""
 
     shard: int
     parts: list[Part]
     seconds: float = 0.0
     rss_bytes: int = 0
     error: str | None = None
+    done: Outcome | None = None
 
 
 def run_pipeline(
@@ -168,30 +169,20 @@ class _Actor:
 def _write(stages: _Stages, table: pa.Table) -> pa.Table:
     """Third stage: writes and commits shards. Out: the fields of `Outcome`."""
     spec = stages.spec
+
+    def commit(load: _Load) -> None:
+        shard = stages.shards[load.shard]
+        version = Repository(spec.repository_path()).version(spec.model, spec.version)
+        columns = map_columns(spec, stages.listing, version.manifest)
+        how = ShardParts(spec, stages.listing, columns, 1)
+        load.done = write_parts(stages.output, shard, how, load.parts, lambda: load.seconds)
+
     outcomes = []
     for load in _unpacked(table):
-        shard = stages.shards[load.shard]
-        if load.error is None:
-            began_s = time.monotonic()
-            try:
-                outcome = _commit(stages, spec, shard, load)
-            except EXPECTED as error:
-                outcome = failed(shard, error)
-            load.seconds += time.monotonic() - began_s
-            outcome = replace(outcome, seconds=load.seconds, rss_bytes=load.rss_bytes)
-        else:
-            outcome = Outcome(
-                shard.number, seconds=load.seconds, rss_bytes=load.rss_bytes, error=load.error
-            )
-        outcomes.append(outcome)
+        _timed(stages, load, commit)
+        done = load.done or Outcome(load.shard, error=load.error)
+        outcomes.append(replace(done, seconds=load.seconds, rss_bytes=load.rss_bytes))
     return outcome_table(outcomes)
-
-
-def _commit(stages: _Stages, spec: JobSpec, shard: Shard, load: _Load) -> Outcome:
-    version = Repository(spec.repository_path()).version(spec.model, spec.version)
-    columns = map_columns(spec, stages.listing, version.manifest)
-    parts = ShardParts(spec, stages.listing, columns, 1)
-    return write_parts(stages.output, shard, parts, load.parts, lambda: load.seconds)
 
 
 def _timed(stages: _Stages, load: _Load, do: Callable[[_Load], None]) -> _Load:
