@@ -21,8 +21,8 @@ from rayprism.offline.spec import JobSpec
 
 __all__ = ["ray_session"]
 
-_WATCH_EVERY_S = 2.0
-_SILENT_S = 6.0
+_WATCH_EVERY_S = 1.0
+_SILENT_S = 3.0
 _SMALL_STORE_BYTES = 256 * 1024**2
 _LARGEST_STORE_BYTES = 4 * 1024**3
 
