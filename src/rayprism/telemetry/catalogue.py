@@ -54,7 +54,7 @@ LABELS = {
     "device": "Where the model runs.",
     "replica": "Serve's id of the replica.",
     "step": "Of loading: `imports`, `verify`, `open`, `warm_up`, `golden`.",
-    "job": "The batch job's name.",
+    "batch_job": "The batch job's name. Not `job`, which Prometheus sets itself.",
 }
 
 REASONS = (
@@ -102,7 +102,7 @@ class Metric:
 
 _VERSION = ("model", "version")
 _REPLICA = (*_VERSION, "replica")
-_JOB = ("job", *_VERSION)
+_JOB = ("batch_job", *_VERSION)
 
 
 def _stage(stage: str, meaning: str) -> Metric:
