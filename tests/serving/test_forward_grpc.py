@@ -463,7 +463,7 @@ def test_copies_are_compared(versions: list[ModelVersion], named: bool) -> None:
             for call in proxy.calls:
                 assert call.message == message(id="mine")
                 assert call.metadata["request_id"] == "r-1-shadow"
-                assert call.metadata["x-rayprism-forwarded"] == "1"
+                assert call.metadata["x-rayprism-forwarded"] == "1;shadow"
             assert await answered_by(stable, x_rayprism_forwarded="2") == 1
             _, context = await infer(stable, message(X[:, :3]))
             assert context.code is Code.INVALID_ARGUMENT

@@ -603,7 +603,7 @@ def test_copies_are_compared(versions: list[ModelVersion], kind: str) -> None:
             for call in proxy.calls:
                 assert call.body == body
                 assert call.headers[b"x-request-id"] == b"r-9-shadow"
-                assert call.headers[b"x-rayprism-forwarded"] == b"1"
+                assert call.headers[b"x-rayprism-forwarded"] == b"1;shadow"
 
     run()
 

@@ -36,11 +36,28 @@ with warnings.catch_warnings():
     from rayprism.serving import controller as controller_module
     from rayprism.serving import replica as replica_module
     from rayprism.serving.app import MAX_ONGOING_REQUESTS, build
+    from rayprism.serving import reporting as reporting_module
     from rayprism.serving.replica import ModelReplica
+    from rayprism.serving.reporting import Reporting
 
 GOOD, BETTER = {"max_queue_rows": 5}, {"max_queue_rows": 6}
 FAULTY = {"max_queue_row": 5}
 KEY = b"user_config/app/tiny"
+
+
+@pytest.fixture(autouse=True)
+def sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """No agent is there; what of a load that failed would have been sent to it."""
+    failed: list[str] = []
+
+    def send(points: Any, find_address: Any) -> bool:
+        failed.extend(dict(point.labels)["outcome"] for point in points)
+        return True
+
+    monkeypatch.setattr(reporting_module, "get_serve_logs_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(reporting_module, "find_agent", lambda: None)
+    monkeypatch.setattr(reporting_module, "send_once", send)
+    return failed
 
 
 class Store:
@@ -94,6 +111,7 @@ async def replica_of(version: ModelVersion) -> Replica:
     """A replica as it is after its construction, without Ray."""
     replica = Replica.__new__(Replica)
     replica.service = ModelService(await asyncio.to_thread(load_model, version), UserConfig())
+    replica._reporting = Reporting("tiny", 1, "a-replica", "app", lambda: {"applications": {}})
     replica._config_key = KEY
     replica._configured = False
     return replica
@@ -272,10 +290,11 @@ def test_serve_calls_it_also_without_a_user_config() -> None:
 def in_serve(monkeypatch: pytest.MonkeyPatch, store: Store) -> dict[str, float]:
     """What Ray tells a replica: the name of its application, and the resources it has."""
     resources = {"CPU": 3.0}
-    context = SimpleNamespace(app_name="app")
+    context = SimpleNamespace(app_name="app", replica_id=SimpleNamespace(unique_id="a-replica"))
     runtime = SimpleNamespace(get_assigned_resources=lambda: resources, get_node_id=lambda: "node")
     monkeypatch.setattr(replica_module.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(replica_module.ray, "get_runtime_context", lambda: runtime)
+    monkeypatch.setattr(replica_module, "ask_controller", lambda: {"applications": {}})
     return resources
 
 
@@ -325,7 +344,11 @@ def test_a_replica_loads_its_version_with_the_cpus_that_it_has(
 
 @async_test
 async def test_a_replica_does_not_start_with_files_that_were_changed(
-    repository: Repository, tiny: ModelVersion, in_serve: dict[str, float], tmp_path: Path
+    repository: Repository,
+    tiny: ModelVersion,
+    in_serve: dict[str, float],
+    tmp_path: Path,
+    sent: list[str],
 ) -> None:
     copied = tmp_path / "models"
     shutil.copytree(repository.root / "tiny", copied / "tiny")
@@ -336,6 +359,7 @@ async def test_a_replica_does_not_start_with_files_that_were_changed(
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(DigestMismatch, match=r"tiny\.onnx"):
         await start(args)
+    assert sent == ["digest_mismatch"]
 
 
 @async_test

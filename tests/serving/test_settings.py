@@ -182,6 +182,12 @@ def test_defaults() -> None:
         "default_priority": 2,
         "execution": None,
         "traffic": None,
+        "telemetry": {
+            "log_percent": 0.0,
+            "trace_percent": 100.0,
+            "p99_target_s": None,
+            "availability_percent": 99.9,
+        },
     }
     for nothing in (None, {}):
         assert parse_user_config(nothing).model_dump() == want

@@ -184,6 +184,12 @@ class BatchQueue:
         """Requests and pieces that wait."""
         return self._waiting
 
+    def oldest_s(self) -> float | None:
+        """When the request came that has waited longest; None where none waits."""
+        heads = [next(iter(level.values())).arrival_s for level in self._levels.values() if level]
+        heads += [p.arrival_s for part in self._retries for p in part if p.waiting]
+        return min(heads, default=None)
+
     def has_room(self, rows: int) -> bool:
         """Whether so many more rows may wait."""
         return self.rows + rows <= self.limits.max_queue_rows

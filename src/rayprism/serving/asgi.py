@@ -19,6 +19,7 @@ from rayprism.protocol.status import error_body, http_status, retry_after_header
 
 __all__ = [
     "AsgiApp",
+    "ClientLeft",
     "Headers",
     "Receive",
     "Scope",

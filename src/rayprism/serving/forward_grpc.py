@@ -15,6 +15,7 @@ from rayprism.serving.links import Link, Links
 from rayprism.serving.shadows import Copy, Reply, keep_copy
 from rayprism.serving.traffic import (
     FORWARDED_HEADER,
+    SHADOW_MARK,
     TIMEOUT_HEADER,
     VERSION_HEADER,
     NoAnswer,
@@ -74,9 +75,10 @@ class GrpcCall:
         request_id: Of the request; the other version logs the same.
         sender: The version that sends it on.
         target: The version that is to answer.
+        traceparent: W3C trace context, where the request is traced here.
     """
 
-    __slots__ = ("_metadata", "_request", "_request_id", "_sender", "_target")
+    __slots__ = ("_metadata", "_request", "_request_id", "_sender", "_target", "_traceparent")
 
     def __init__(
         self,
@@ -85,7 +87,9 @@ class GrpcCall:
         request_id: str,
         sender: str,
         target: Target,
+        traceparent: str | None = None,
     ) -> None:
+        self._traceparent = traceparent
         self._request = request
         self._metadata = metadata
         self._request_id = request_id
@@ -101,6 +105,9 @@ class GrpcCall:
             grpc.aio.AioRpcError: The version that the client named gave this error.
         """
         metadata = _metadata(self._metadata, link, self._request_id, self._sender, budget_s)
+        if self._traceparent is not None:
+            metadata = [item for item in metadata if item[0] != "traceparent"]
+            metadata.append(("traceparent", self._traceparent))
         data = self._request.SerializeToString()
         return GrpcAnswer(
             await _infer(links, data, metadata, budget_s, self._target.version, self._target.named)
@@ -183,7 +190,8 @@ def grpc_shadow_copy(
     data = request.SerializeToString()
 
     async def deliver(version: int, links: Links, link: Link) -> Reply:
-        sent = _metadata(metadata, link, f"{request_id}-shadow", sender, timeout_s)
+        mark = sender + SHADOW_MARK
+        sent = _metadata(metadata, link, f"{request_id}-shadow", mark, timeout_s)
         answer = await _infer(links, data, sent, timeout_s, version, named=False)
         return Reply(len(answer), partial(_decode, answer))
 

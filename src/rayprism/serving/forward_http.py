@@ -14,18 +14,28 @@ from rayprism.serving.links import Link, Links
 from rayprism.serving.shadows import Copy, Reply, keep_copy
 from rayprism.serving.traffic import (
     FORWARDED_HEADER,
+    SHADOW_MARK,
     TIMEOUT_HEADER,
     VERSION_HEADER,
     NoAnswer,
     Target,
 )
 
-__all__ = ["HttpCall", "send_answer", "shadow_copy"]
+__all__ = ["HttpCall", "reason_of", "send_answer", "shadow_copy"]
 
 _VERSION = VERSION_HEADER.encode()
+_TRACEPARENT = b"traceparent"
 _REPLACED = frozenset(
     {_VERSION, TIMEOUT_HEADER.encode(), FORWARDED_HEADER.encode(), b"x-request-id"}
 )
+_CODES = {
+    200: "ok",
+    404: "not_found",
+    413: "too_large",
+    500: "model_failed",
+    501: "unsupported",
+    504: "deadline_exceeded",
+}
 _RETURNED = (
     b"content-type",
     b"content-encoding",
@@ -46,9 +56,10 @@ class HttpCall:
         request_id: Of the request; the other version logs the same.
         sender: The version that sends it on.
         target: The version that is to answer.
+        traceparent: W3C trace context, where the request is traced here.
     """
 
-    __slots__ = ("_body", "_headers", "_request_id", "_sender", "_target")
+    __slots__ = ("_body", "_headers", "_request_id", "_sender", "_target", "_traceparent")
 
     def __init__(
         self,
@@ -57,7 +68,9 @@ class HttpCall:
         request_id: str,
         sender: str,
         target: Target,
+        traceparent: str | None = None,
     ) -> None:
+        self._traceparent = traceparent
         self._headers = headers
         self._body = body
         self._request_id = request_id
@@ -72,7 +85,11 @@ class HttpCall:
                 named the version) not with 200.
         """
         extra = _extra_headers(self._request_id, self._sender, budget_s)
-        answer = await _post(links, link, self._headers, extra, self._body, budget_s)
+        headers = self._headers
+        if self._traceparent is not None:
+            extra.append((_TRACEPARENT, self._traceparent.encode()))
+            headers = [header for header in headers if header[0] != _TRACEPARENT]
+        answer = await _post(links, link, headers, extra, self._body, budget_s)
         version = self._target.version
         # A proxy that cannot reach it answers, too, and its pages mean nothing to a client.
         if not (self._target.named and answer.headers.get(_VERSION) == b"%d" % version):
@@ -130,6 +147,13 @@ def _reason(answer: Answer) -> str:
     return "refused" if 400 <= answer.status < 500 else "error"
 
 
+def reason_of(answer: Answer) -> str:
+    """The code of the error in another version's answer, as far as its status tells."""
+    if answer.status == 503:
+        return "overloaded" if b"retry-after" in answer.headers else "not_ready"
+    return _CODES.get(answer.status, "invalid_input" if answer.status < 500 else "internal")
+
+
 async def send_answer(send: Send, answer: Answer) -> None:
     """Gives another version's answer to the client, as it came."""
     headers = [(name, answer.headers[name]) for name in _RETURNED if name in answer.headers]
@@ -162,7 +186,7 @@ def shadow_copy(
     plain = [header for header in headers if header[0] != b"accept-encoding"]
 
     async def deliver(version: int, links: Links, link: Link) -> Reply:
-        extra = _extra_headers(f"{request_id}-shadow", sender, timeout_s)
+        extra = _extra_headers(f"{request_id}-shadow", sender + SHADOW_MARK, timeout_s)
         answer = await _post(links, link, plain, extra, body, timeout_s)
         _check_answer(answer, version)
         return Reply(len(answer.body), partial(_decode, answer))

@@ -30,13 +30,24 @@ from rayprism.serving.traffic import (
     VERSION_HEADER,
     Target,
     parse_timeout,
+    source_of,
 )
+from rayprism.telemetry.records import RequestRecord
 
 __all__ = ["GrpcMethods", "ServerMethods", "rpc"]
 
 _DAY_S = 86_400.0
 _RETURNED = frozenset({VERSION_HEADER, "retry-after"})
 """Trailing metadata of another version's error that its client gets."""
+_CODES = {
+    grpc.StatusCode.INVALID_ARGUMENT: "invalid_input",
+    grpc.StatusCode.NOT_FOUND: "not_found",
+    grpc.StatusCode.UNIMPLEMENTED: "unsupported",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "overloaded",
+    grpc.StatusCode.UNAVAILABLE: "not_ready",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline_exceeded",
+    grpc.StatusCode.INTERNAL: "model_failed",
+}
 
 logger = logging.getLogger("ray.serve.rayprism")
 _Method = Callable[[Any, Any, Any], Awaitable[Any]]
@@ -162,22 +173,56 @@ class GrpcMethods(ServerMethods):
     async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:
         """Inference, here or by the version that the request belongs to."""
         service = self.service
-        arrival_s = service.now_s()
+        began_s = service.now_s()
+        said = dict(grpc_context.invocation_metadata())
+        request_id = grpc_context.request_id() or _request_id()
+        record = service.telemetry.begin(
+            "grpc",
+            source_of(said.get(FORWARDED_HEADER)),
+            request_id,
+            began_s,
+            said.get("traceparent"),
+            said.get("tracestate"),
+        )
+        try:
+            return await self._answer_infer(request, grpc_context, said, record)
+        except RequestError as error:
+            record.reason = error.code
+            raise
+        except grpc.aio.AioRpcError as error:
+            # Of the version that the client named.
+            record.version = record.forwarded_to
+            record.reason = _CODES.get(error.code(), "internal")
+            raise
+        except asyncio.CancelledError:
+            record.reason = "cancelled"
+            raise
+        except Exception:
+            record.reason = "internal"
+            raise
+        finally:
+            service.telemetry.finish(record)
+
+    async def _answer_infer(
+        self, request: Any, grpc_context: Any, said: Mapping[str, str], record: RequestRecord
+    ) -> Any:
+        service = self.service
+        arrival_s, request_id = record.began_s, record.request_id
         grpc_context.set_trailing_metadata([(VERSION_HEADER, service.version)])
         metadata = grpc_context.invocation_metadata()
-        request_id = grpc_context.request_id() or _request_id()
-        said = dict(metadata)
         most_s = parse_timeout(said.get(TIMEOUT_HEADER))
         target = self._target(request, said)
         if target is not None:
-            answer = await self._send_on(request, metadata, request_id, target, most_s)
+            answer = await self._send_on(request, metadata, target, most_s, record)
             if answer is not None:
                 grpc_context.set_trailing_metadata([(VERSION_HEADER, str(target.version))])
                 return answer
         else:
             service.check_target(request.model_name or None, request.model_version)
         decoded = codec.decode_infer_request_grpc(request)
-        outputs = await service.infer(decoded, request_id, arrival_s=arrival_s, most_s=most_s)
+        outputs = await service.infer(
+            decoded, request_id, arrival_s=arrival_s, most_s=most_s, record=record
+        )
         answer = codec.encode_infer_response_grpc(
             service.model_name, service.version, decoded, outputs
         )
@@ -208,14 +253,15 @@ class GrpcMethods(ServerMethods):
         self,
         request: Any,
         metadata: Sequence[tuple[str, str]],
-        request_id: str,
         target: Target,
         most_s: float | None,
+        record: RequestRecord,
     ) -> GrpcAnswer | None:
         service = self.service
         allowed_s = codec.request_timeout_s_grpc(request) or service.config.default_timeout_s
         if most_s is not None and most_s < allowed_s:
             allowed_s = most_s
         budget_s = service.traffic.budget_s(target, allowed_s)
-        call = GrpcCall(request, metadata, request_id, service.version, target)
-        return await service.traffic.send(target, budget_s, call.deliver)
+        trace = record.trace and record.trace.forward_traceparent
+        call = GrpcCall(request, metadata, record.request_id, service.version, target, trace)
+        return await service.traffic.send(target, budget_s, call.deliver, record)

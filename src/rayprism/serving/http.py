@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from rayprism.errors import Unsupported
+from rayprism.errors import RequestError, Unsupported
 from rayprism.protocol import openapi as documentation
 from rayprism.protocol.http import (
     decode_infer_request,
@@ -23,6 +24,7 @@ from rayprism.protocol.metadata import (
 )
 from rayprism.serving.asgi import (
     AsgiApp,
+    ClientLeft,
     Headers,
     Receive,
     Scope,
@@ -37,7 +39,7 @@ from rayprism.serving.asgi import (
     send_method_not_allowed,
     unknown_path,
 )
-from rayprism.serving.forward_http import HttpCall, send_answer, shadow_copy
+from rayprism.serving.forward_http import HttpCall, reason_of, send_answer, shadow_copy
 from rayprism.serving.service import ModelService
 from rayprism.serving.traffic import (
     FORWARDED_HEADER,
@@ -45,7 +47,9 @@ from rayprism.serving.traffic import (
     VERSION_HEADER,
     Target,
     parse_timeout,
+    source_of,
 )
+from rayprism.telemetry.records import RequestRecord
 
 __all__ = ["NO_LOADING", "Endpoint", "ModelApp", "parse_path", "server_document", "wrong_method"]
 
@@ -182,10 +186,51 @@ class ModelApp(AsgiApp):
         request_id: str,
         endpoint: Endpoint,
     ) -> None:
+        record = self._begin(headers, request_id)
+        try:
+            await self._answer_infer(scope, receive, send, headers, endpoint, record)
+        except RequestError as error:
+            record.reason = error.code
+            raise
+        except (ClientLeft, asyncio.CancelledError):
+            record.reason = "cancelled"
+            raise
+        except Exception:
+            record.reason = "internal"
+            raise
+        finally:
+            self._service.telemetry.finish(record)
+
+    def _begin(self, headers: Headers, request_id: str) -> RequestRecord:
         service = self._service
+        forwarded = headers.get(_FORWARDED)
+        source = source_of(None if forwarded is None else forwarded.decode("latin-1"))
+        parent = state = None
+        if service.telemetry.tracer is not None:
+            parent, state = headers.get(b"traceparent"), headers.get(b"tracestate")
+        return service.telemetry.begin(
+            "http",
+            source,
+            request_id,
+            service.now_s(),
+            None if parent is None else parent.decode("latin-1"),
+            None if state is None else state.decode("latin-1"),
+        )
+
+    async def _answer_infer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Headers,
+        endpoint: Endpoint,
+        record: RequestRecord,
+    ) -> None:
+        service = self._service
+        request_id = record.request_id
         limit_bytes = service.config.max_body_bytes
         sent = await read_body(receive, headers, limit_bytes)
-        arrival_s = service.now_s()
+        record.began_s = arrival_s = service.now_s()
         most_s = None
         if _TIMEOUT in headers:
             most_s = parse_timeout(headers[_TIMEOUT].decode("latin-1"))
@@ -195,14 +240,18 @@ class ModelApp(AsgiApp):
             if target is not None:
                 allowed_s = self._allowed_s(sent, headers, most_s)
                 budget_s = traffic.budget_s(target, allowed_s)
-                call = HttpCall(scope["headers"], sent, request_id, service.version, target)
-                answer = await traffic.send(target, budget_s, call.deliver)
+                trace = record.trace and record.trace.forward_traceparent
+                call = HttpCall(scope["headers"], sent, request_id, service.version, target, trace)
+                answer = await traffic.send(target, budget_s, call.deliver, record)
                 if answer is not None:
+                    record.reason = reason_of(answer)
                     await send_answer(send, answer)
                     return
         body = await inflate_body(sent, headers, limit_bytes)
         request = decode_infer_request(body, header_length(headers))
-        outputs = await service.infer(request, request_id, arrival_s=arrival_s, most_s=most_s)
+        outputs = await service.infer(
+            request, request_id, arrival_s=arrival_s, most_s=most_s, record=record
+        )
         answer_body, json_length = encode_infer_response(
             service.model_name, service.version, request, outputs
         )

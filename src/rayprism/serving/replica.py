@@ -19,6 +19,7 @@ from rayprism.serving.controller import ask_controller
 from rayprism.serving.grpc import GrpcMethods
 from rayprism.serving.http import ModelApp
 from rayprism.serving.links import Links
+from rayprism.serving.reporting import Reporting, report_failed_load
 from rayprism.serving.service import ModelService
 from rayprism.serving.settings import ModelArgs, UserConfig, parse_user_config
 
@@ -38,18 +39,30 @@ class ModelReplica(GrpcMethods):
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
         settings = ModelArgs.model_validate(args)
         version = Repository(settings.repository_path()).version(settings.model, settings.version)
-        # In a thread: the event loop has to answer the controller while gigabytes are read.
-        model = await asyncio.to_thread(
-            load_model,
-            version,
-            allow_code=settings.allow_code,
-            threads=_assigned_threads(),
-            device=settings.device,
+        context = serve.get_replica_context()
+        self._reporting = Reporting(
+            settings.model,
+            settings.version,
+            context.replica_id.unique_id,
+            context.app_name,
+            ask_controller,
         )
+        try:
+            # In a thread: the event loop has to answer the controller while gigabytes are read.
+            model = await asyncio.to_thread(
+                load_model,
+                version,
+                allow_code=settings.allow_code,
+                threads=_assigned_threads(),
+                device=settings.device,
+            )
+        except Exception as error:
+            await asyncio.to_thread(report_failed_load, settings.model, settings.version, error)
+            raise
         node_id = ray.get_runtime_context().get_node_id()
         links = Links(settings.model, ask_controller, node_id)
-        self.service = ModelService(model, UserConfig(), links)
-        context = serve.get_replica_context()
+        self.service = ModelService(model, UserConfig(), links, self._reporting.telemetry)
+        self._reporting.start(model, self.service)
         self._config_key = f"user_config/{context.app_name}/{settings.model}".encode()
         self._configured = False
         steps = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in model.load_s.items())
@@ -79,8 +92,10 @@ class ModelReplica(GrpcMethods):
                 a `user_config` is taken out of the file.
         """
         starting, self._configured = not self._configured, True
+        # Not waited for: a replica takes no requests while it is being reconfigured.
+        asyncio.get_running_loop().run_in_executor(None, self._reporting.look_up_role)
         if self.service.reconfigure(user_config):
-            # Not waited for: a replica takes no requests while it is being reconfigured.
+            # Not waited for, either.
             asyncio.get_running_loop().run_in_executor(
                 None, self._remember, dict(user_config or {})
             )
@@ -126,6 +141,9 @@ class ModelReplica(GrpcMethods):
         service = getattr(self, "service", None)
         if service is not None:
             await service.close()
+        reporting = getattr(self, "_reporting", None)
+        if reporting is not None:
+            await reporting.close()
 
 
 def _assigned_threads() -> int:

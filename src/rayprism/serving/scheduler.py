@@ -34,11 +34,13 @@ from rayprism.errors import (
     RequestError,
     TooLarge,
 )
-from rayprism.serving.statistics import BatchTimes, Statistics
+from rayprism.serving.statistics import Statistics
+from rayprism.telemetry.records import BatchRecord, RequestRecord
 
 __all__ = ["BatchRunner", "Execution", "Scheduler"]
 
 Execution = Literal["auto", "inline", "thread"]
+OnBatch = Callable[[BatchRecord, int, int, Sequence[RequestRecord]], None]
 logger = logging.getLogger("ray.serve.rayprism")
 
 
@@ -56,11 +58,14 @@ class BatchRunner(Protocol):
 class _Job:
     """One request: its pieces, and the future that its caller awaits."""
 
-    __slots__ = ("future", "missing", "parts", "pieces", "request_id", "started_s")
+    __slots__ = ("future", "missing", "parts", "pieces", "record", "request_id", "started_s")
 
-    def __init__(self, future: asyncio.Future[Tensors], request_id: str) -> None:
+    def __init__(
+        self, future: asyncio.Future[Tensors], request_id: str, record: RequestRecord | None
+    ) -> None:
         self.future = future
         self.request_id = request_id
+        self.record = record
         self.pieces: list[Pending] = []
         self.parts: list[Tensors | None] = []
         self.missing = 0
@@ -86,6 +91,7 @@ class Scheduler:
         batched: Whether axis 0 is the row; otherwise every request runs by itself.
         execution: Where batches run.
         statistics: Counts what happens.
+        on_batch: Called with each batch that has run, its cost, its padding, and its requests.
         clock: Seconds, monotonic.
     """
 
@@ -99,6 +105,7 @@ class Scheduler:
         batched: bool = True,
         execution: Execution = "auto",
         statistics: Statistics,
+        on_batch: OnBatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
@@ -109,6 +116,8 @@ class Scheduler:
         self._batched = batched
         self._measured_run_s = model.measured_run_s
         self._statistics = statistics
+        self._on_batch = on_batch
+        self._batches = 0
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -136,6 +145,11 @@ class Scheduler:
     def queued_rows(self) -> int:
         """Rows that wait."""
         return self._queue.rows
+
+    def queue_age_s(self) -> float:
+        """How long the oldest request has been waiting; 0 where none waits."""
+        arrival_s = self._queue.oldest_s()
+        return 0.0 if arrival_s is None else max(0.0, self._clock() - arrival_s)
 
     @property
     def is_behind(self) -> bool:
@@ -180,6 +194,7 @@ class Scheduler:
         priority: int = 0,
         request_id: str = "",
         arrival_s: float | None = None,
+        record: RequestRecord | None = None,
     ) -> Tensors:
         """Waits for its turn, and gives the outputs of one request.
 
@@ -190,6 +205,7 @@ class Scheduler:
             priority: Smaller goes first.
             request_id: For the log.
             arrival_s: When it came, on the scheduler's clock; by default now.
+            record: Gets the times of its batch.
 
         Raises:
             Overloaded: The queue is full.
@@ -204,7 +220,7 @@ class Scheduler:
         self._check_room(rows)
         length = ragged_length(tensors, self._ragged) if self._ragged else 1
         key = batch_key(tensors, self._ragged)
-        job = _Job(self._loop.create_future(), request_id)
+        job = _Job(self._loop.create_future(), request_id, record)
         ranges = [(0, rows)]
         if rows > limits.max_rows or limits.max_cost is not None:
             ranges = plan_pieces(rows, length, limits)
@@ -314,6 +330,8 @@ class Scheduler:
             job = pending.item.job
             if not job.started_s:
                 job.started_s = now_s
+                if job.record is not None:
+                    job.record.started_s = now_s
         if self.inline:
             self._finish(batch, self._outcome(batch))
             return
@@ -335,15 +353,26 @@ class Scheduler:
         self._running = ()
         self._finish(batch, outcome)
 
-    def _run(self, batch: tuple[Pending, ...]) -> tuple[list[Tensors], BatchTimes]:
+    def _run(self, batch: tuple[Pending, ...]) -> tuple[list[Tensors], BatchRecord]:
         clock = self._clock
-        began_s = clock()
+        record = self._record(batch, clock())
         joined = concatenate([pending.item.tensors for pending in batch], self._ragged)
-        joined_s = clock()
+        record.joined_s = clock()
         outputs = self._model.run(joined)
-        ran_s = clock()
+        record.ran_s = clock()
         shares = self._share_out(batch, outputs)
-        return shares, (joined_s - began_s, ran_s - joined_s, clock() - ran_s)
+        record.ended_s = clock()
+        return shares, record
+
+    def _record(self, batch: tuple[Pending, ...], began_s: float) -> BatchRecord:
+        self._batches += 1
+        rows = sum([pending.rows for pending in batch])
+        record = BatchRecord(self._batches, rows, len(batch), began_s)
+        for pending in batch:
+            request = pending.item.job.record
+            if request is not None:
+                request.batch = record
+        return record
 
     def _share_out(self, batch: tuple[Pending, ...], outputs: Tensors) -> list[Tensors]:
         if not self._batched or len(batch) == 1:
@@ -362,8 +391,8 @@ class Scheduler:
         if isinstance(outcome, BaseException):
             self._on_batch_failed(batch, outcome)
         else:
-            shares, times = outcome
-            self._observe(sum(pending.rows for pending in batch), times)
+            shares, record = outcome
+            self._observe(batch, record)
             for pending, share in zip(batch, shares, strict=True):
                 self._deliver(pending, share)
         self._backlog = len(self._queue) > 0
@@ -373,10 +402,16 @@ class Scheduler:
             else:
                 self._pump()
 
-    def _observe(self, rows: int, times: BatchTimes) -> None:
-        run_s = sum(times)
+    def _observe(self, batch: tuple[Pending, ...], record: BatchRecord) -> None:
+        rows, joined_s, ran_s = record.rows, record.joined_s, record.ran_s
+        times = (joined_s - record.began_s, ran_s - joined_s, record.ended_s - ran_s)
+        run_s = record.ended_s - record.began_s
         self._rate.observe(rows, run_s)
         self._statistics.batch(rows, times)
+        if self._on_batch is not None:
+            cost, padding = self._cost(batch, rows)
+            requests = [pending.item.job.record for pending in batch]
+            self._on_batch(record, cost, padding, requests)
         if self._placement.observe(run_s):
             self._measured_run_s = run_s  # what it was while warming up is refuted
             logger.warning(
@@ -385,6 +420,13 @@ class Scheduler:
                 rows,
                 run_s * 1e3,
             )
+
+    def _cost(self, batch: tuple[Pending, ...], rows: int) -> tuple[int, int]:
+        """What a batch cost, and how much of that was padding."""
+        if not self._ragged:
+            return rows, 0
+        cost = rows * max(pending.length for pending in batch)
+        return cost, cost - sum(pending.rows * pending.length for pending in batch)
 
     def _on_batch_failed(self, batch: tuple[Pending, ...], error: BaseException) -> None:
         if self._closed and len(batch) > 1:
@@ -420,6 +462,8 @@ class Scheduler:
         job.missing -= 1
         if job.missing:
             return
+        if job.record is not None:
+            job.record.computed_s = self._clock()
         if len(job.parts) == 1:
             job.future.set_result(share)
         else:

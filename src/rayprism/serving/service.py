@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -27,10 +27,13 @@ from rayprism.protocol.metadata import ServedModel
 from rayprism.protocol.select import select_outputs
 from rayprism.serving.links import Links
 from rayprism.serving.scheduler import Execution, Scheduler
+from rayprism.serving.service_gauges import ServiceGauges
 from rayprism.serving.settings import UserConfig, parse_user_config
 from rayprism.serving.shadows import Shadows
 from rayprism.serving.statistics import Statistics
+from rayprism.serving.telemetry import ReplicaTelemetry
 from rayprism.serving.traffic import Traffic
+from rayprism.telemetry.records import BatchRecord, RequestRecord
 
 __all__ = ["ModelService", "batch_limits", "served_model"]
 
@@ -68,9 +71,16 @@ class ModelService:
         model: Loaded, warmed up, its golden example reproduced.
         config: The `user_config` to begin with.
         links: Where the model's other versions are; None where there are none to be found.
+        telemetry: What is told of requests and batches; by default it is told nobody.
     """
 
-    def __init__(self, model: LoadedModel, config: UserConfig, links: Links | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        config: UserConfig,
+        links: Links | None = None,
+        telemetry: ReplicaTelemetry | None = None,
+    ) -> None:
         self.manifest = model.manifest
         self.model_name = self.manifest.model
         self.version = str(self.manifest.version)
@@ -79,6 +89,9 @@ class ModelService:
         self.config_error: str | None = None
         """Why the newest `user_config` is not in force; None where it is."""
         self.statistics = Statistics()
+        self.telemetry = telemetry or ReplicaTelemetry(self.model_name, self.version)
+        self.is_stable: bool | None = None
+        """Whether this is at the model's own address; None where that is not known."""
         self._model = model
         self._output_names = self.manifest.output_names
         self._batched = self.manifest.batching.batched
@@ -93,6 +106,7 @@ class ModelService:
             batched=self._batched,
             execution=self._execution(config),
             statistics=self.statistics,
+            on_batch=self._on_batch,
         )
         self._links = links
         self.traffic = Traffic(self.model_name, self.manifest.version, links)
@@ -103,6 +117,7 @@ class ModelService:
             is_busy=lambda: self._scheduler.is_behind,
         )
         self._reconfigure_traffic(config)
+        self._gauges = ServiceGauges(self)
 
     @property
     def device(self) -> str:
@@ -131,6 +146,7 @@ class ModelService:
             config = parse_user_config(raw)
         except ConfigInvalid as error:
             self.config_error = str(error)
+            self._gauges.config_refused()
             logger.error("The new user_config is refused, the last good one is kept. %s", error)
             return False
         self.config = config
@@ -142,6 +158,8 @@ class ModelService:
     def _reconfigure_traffic(self, config: UserConfig) -> None:
         self.traffic.reconfigure(config.traffic)
         self.shadows.reconfigure(config.traffic)
+        self.telemetry.log_share = config.telemetry.log_percent / 100
+        self.telemetry.trace_share = config.telemetry.trace_percent / 100
 
     def check_target(self, model: str | None, version: str | None) -> None:
         """Checks that a request means this model and version; None means whatever is here.
@@ -171,6 +189,7 @@ class ModelService:
         *,
         arrival_s: float | None = None,
         most_s: float | None = None,
+        record: RequestRecord | None = None,
     ) -> Tensors:
         """Answers one decoded request.
 
@@ -179,6 +198,7 @@ class ModelService:
             request_id: For the log.
             arrival_s: When it came, on the clock of `now_s`; by default now.
             most_s: Most seconds that it may take, whatever it says itself.
+            record: Gets what it takes at each step.
 
         Returns:
             The outputs that it asked for, in its order; all of them where it asked for none.
@@ -196,12 +216,17 @@ class ModelService:
         names = select_outputs(request, self._output_names) if request.outputs else ()
         tensors = request.tensors
         rows = check_inputs(self.manifest.inputs, tensors, batched=self._batched)
+        if record is not None:
+            record.rows = rows
+            record.decoded_s = scheduler.now_s()
         if self._preparer is not None:
             with scheduler.reserve(rows), self._counted(arrival_s):
                 left_s = arrival_s + timeout_s - scheduler.now_s()
                 tensors = await self._prepare(
                     self._preparer, tensors, timeout_s, left_s, request_id
                 )
+            if record is not None:
+                record.prepared_s = scheduler.now_s()
         outputs = await scheduler.infer(
             tensors,
             rows,
@@ -209,8 +234,17 @@ class ModelService:
             priority=priority,
             request_id=request_id,
             arrival_s=arrival_s,
+            record=record,
         )
         return {name: outputs[name] for name in names} if request.outputs else outputs
+
+    def _on_batch(
+        self, record: BatchRecord, cost: int, padding: int, requests: Sequence[RequestRecord]
+    ) -> None:
+        traces = []
+        if self.telemetry.tracer is not None:
+            traces = [request.trace for request in requests if request and request.trace]
+        self.telemetry.batch(record, cost, padding, traces)
 
     def _priority(self, asked: int, config: UserConfig) -> int:
         if asked == 0:
@@ -294,6 +328,7 @@ class ModelService:
         await self._scheduler.close()
         if self._preparer is not None:
             self._preparer.shutdown(wait=False)
+        self.telemetry.close()
         self._model.close()
 
     def served_model(self) -> ServedModel:

@@ -32,6 +32,7 @@ __all__ = [
     "ModelArgs",
     "Shadow",
     "Sticky",
+    "TelemetryConfig",
     "TrafficConfig",
     "UserConfig",
     "parse_args",
@@ -202,6 +203,25 @@ class TrafficConfig(_Settings):
         return value
 
 
+class TelemetryConfig(_Settings):
+    """`user_config.telemetry`: what is logged and traced, and what the model promises.
+
+    Args:
+        log_percent: Of the successful requests that the request log gets; failures always are in
+            it.
+        trace_percent: Of the requests that come without a trace of their own, where traces are
+            exported at all.
+        p99_target_s: The time that 99 of 100 requests should take at most; over it an alert fires.
+        availability_percent: Requests that should not fail by the server's fault; an alert fires
+            where the rest is used up too fast.
+    """
+
+    log_percent: _Percent = 0.0
+    trace_percent: _Percent = 100.0
+    p99_target_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    availability_percent: Annotated[float, Field(ge=50, lt=100)] = 99.9
+
+
 class UserConfig(_Settings):
     """`user_config` of the deployment `model`: what may change while it runs.
 
@@ -217,6 +237,7 @@ class UserConfig(_Settings):
         default_priority: For requests that name none.
         execution: `inline`, `thread` or `auto`; by default the manifest's.
         traffic: Which other versions get requests of this one's address.
+        telemetry: What is logged and traced, and what the model promises.
     """
 
     max_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -229,6 +250,7 @@ class UserConfig(_Settings):
     default_priority: Annotated[int, Field(ge=1, le=100)] = 2
     execution: Literal["auto", "inline", "thread"] | None = None
     traffic: TrafficConfig | None = None
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @field_validator("default_priority")
     @classmethod
@@ -273,6 +295,7 @@ _NESTED: dict[str, type[_Settings]] = {
     "candidates": Candidate,
     "sticky": Sticky,
     "shadow": Shadow,
+    "telemetry": TelemetryConfig,
 }
 
 

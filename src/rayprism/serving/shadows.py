@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from rayprism.serving.links import Link, Links
 from rayprism.serving.settings import TrafficConfig
 from rayprism.serving.traffic import LOST, NoAnswer
 
-__all__ = ["Copy", "Reply", "Shadows", "keep_copy"]
+__all__ = ["Copy", "Reply", "ShadowState", "Shadows", "keep_copy"]
 
 _PAUSE_S = 0.002
 """Between two looks at whether there is time for copies."""
@@ -105,7 +105,9 @@ def _size_bytes(array: Array) -> int:
 
 
 @dataclass(slots=True)
-class _Shadow:
+class ShadowState:
+    """One version that gets copies, and what became of them."""
+
     share: float = 0.0
     budget: ShadowBudget = field(default_factory=lambda: ShadowBudget(1, 1))
     compared: int = 0
@@ -146,8 +148,8 @@ class Shadows:
         # Of no request, or the one that began to look would be held, and named in the log, for as
         # long as there is something to look at.
         self._context = contextvars.Context()
-        self._shadows: dict[int, _Shadow] = {}
-        self._active: list[tuple[int, _Shadow]] = []
+        self._shadows: dict[int, ShadowState] = {}
+        self._active: list[tuple[int, ShadowState]] = []
         self._waiting: deque[tuple[float, int, Copy]] = deque()
         self._sending: set[asyncio.Task[None]] = set()
         self._look: asyncio.TimerHandle | None = None
@@ -164,7 +166,7 @@ class Shadows:
         ]
         self._active = []
         for shadow in wanted:
-            entry = self._shadows.setdefault(shadow.version, _Shadow())
+            entry = self._shadows.setdefault(shadow.version, ShadowState())
             entry.share = shadow.sample / 100
             # To each a part of its own: one that hangs would soon hold all of it.
             entry.budget.max_requests = max(1, config.max_shadow_requests // len(wanted))
@@ -282,12 +284,16 @@ class Shadows:
             task.cancel()
         await asyncio.gather(*sending, return_exceptions=True)
 
+    def counts(self) -> Iterator[tuple[int, ShadowState]]:
+        """What became of the copies of this replica, by the version that got them."""
+        yield from self._shadows.items()
+
     def document(self) -> dict[str, Any]:
         """What became of the copies of this replica since it started."""
         return {str(version): _counts(shadow) for version, shadow in self._shadows.items()}
 
 
-def _counts(shadow: _Shadow) -> Mapping[str, Any]:
+def _counts(shadow: ShadowState) -> Mapping[str, Any]:
     names = sorted({*shadow.agreed, *shadow.disagreed})
     return {
         "compared": shadow.compared,

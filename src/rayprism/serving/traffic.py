@@ -11,18 +11,20 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from rayprism.core.traffic import Breaker, Split, sticky_slot
+from rayprism.core.traffic import SLOTS, Breaker, Split, sticky_slot
 from rayprism.errors import DeadlineExceeded, InvalidInput, NotFound, NotReady
 from rayprism.serving.links import Link, Links
 from rayprism.serving.settings import TrafficConfig
+from rayprism.telemetry.records import RequestRecord, Source
 
 __all__ = [
     "FORWARDED_HEADER",
     "LOST",
+    "SHADOW_MARK",
     "TIMEOUT_HEADER",
     "VERSION_HEADER",
     "Deliver",
@@ -30,6 +32,7 @@ __all__ = [
     "Target",
     "Traffic",
     "parse_timeout",
+    "source_of",
 ]
 
 VERSION_HEADER = "x-rayprism-version"
@@ -39,7 +42,12 @@ TIMEOUT_HEADER = "x-rayprism-timeout-s"
 """On a request: seconds that it may take, as the parameter `timeout`; the smaller one counts."""
 
 FORWARDED_HEADER = "x-rayprism-forwarded"
-"""On a request that one version sent on to another: it is answered there, whatever happens."""
+"""On a request that one version sent on to another: it is answered there, whatever happens.
+
+Its value is the version that sent it, with `;shadow` behind it where it is a copy.
+"""
+
+SHADOW_MARK = ";shadow"
 
 _LONGEST_TIMEOUT_S = 86_400.0
 _PATIENT_S = 1.0
@@ -113,6 +121,13 @@ def parse_timeout(value: str | None) -> float | None:
     return seconds
 
 
+def source_of(forwarded: str | None) -> Source:
+    """Who asks, by the value of `x-rayprism-forwarded`; None where a request has none."""
+    if forwarded is None:
+        return "client"
+    return "shadow" if forwarded.endswith(SHADOW_MARK) else "split"
+
+
 class Traffic:
     """Who answers the requests that come to one replica of the stable version.
 
@@ -139,6 +154,8 @@ class Traffic:
         self._clock = clock
         self._config = TrafficConfig()
         self._split: Split | None = None
+        self.slots: dict[int, int] = {version: SLOTS}
+        """Of all that come to this address, in hundredths of a percent, by version."""
         self._candidates: dict[int, _Candidate] = {}
         self.sticky_header: str | None = None
         """In lower case, as gRPC's metadata has it."""
@@ -160,6 +177,7 @@ class Traffic:
             if candidate.slots and candidate.version != self.version
         }
         self._split = Split(weights) if weights else None
+        self.slots = {**weights, self.version: SLOTS - sum(weights.values())}
         self.sticky_header = config.sticky.header.lower() if config.sticky else None
         self.sticky_header_bytes = self.sticky_header.encode() if self.sticky_header else None
         for version in weights:
@@ -206,13 +224,20 @@ class Traffic:
         # The other half is for the stable version, should the candidate be late.
         return min(allowed_s / 2, configured_s) if configured_s else allowed_s / 2
 
-    async def send(self, target: Target, budget_s: float, deliver: Deliver[_T]) -> _T | None:
+    async def send(
+        self,
+        target: Target,
+        budget_s: float,
+        deliver: Deliver[_T],
+        record: RequestRecord | None = None,
+    ) -> _T | None:
         """Sends a request to the version that it belongs to.
 
         Args:
             target: The version.
             budget_s: How long it may take, with finding out where that is.
             deliver: Sends it.
+            record: Gets where it was sent and what became of it.
 
         Returns:
             The answer; None where it is to be answered here.
@@ -220,6 +245,21 @@ class Traffic:
         Raises:
             NotFound, NotReady, DeadlineExceeded: The client named a version that does not answer.
         """
+        if record is None:
+            return await self._send(target, budget_s, deliver, None)
+        record.forwarded_to = str(target.version)
+        record.forward_began_s = self._clock()
+        try:
+            answer = await self._send(target, budget_s, deliver, record)
+        finally:
+            record.forward_ended_s = self._clock()
+        if answer is not None:
+            record.version = record.forwarded_to
+        return answer
+
+    async def _send(
+        self, target: Target, budget_s: float, deliver: Deliver[_T], record: RequestRecord | None
+    ) -> _T | None:
         if target.named:
             try:
                 return await self._deliver(target.version, budget_s, deliver)
@@ -231,6 +271,8 @@ class Traffic:
         began_s = self._clock()
         if not breaker.allows(began_s):
             candidate.fallbacks["resting"] += 1
+            if record is not None:
+                record.fallback = "resting"
             return None
         try:
             answer = await self._deliver(target.version, budget_s, deliver)
@@ -250,6 +292,8 @@ class Traffic:
             candidate.answered += 1
             return answer
         candidate.fallbacks[reason] += 1
+        if record is not None:
+            record.fallback = reason
         self._settle(breaker, is_test, failed=reason not in _FAULTLESS)
         return None
 
@@ -292,6 +336,11 @@ class Traffic:
         if reason == "late":
             return DeadlineExceeded(f"{name} did not answer within the time that was allowed")
         return NotReady(f"{name} does not answer ({reason})")
+
+    def fallbacks(self) -> Iterator[tuple[int, Mapping[str, int]]]:
+        """Of each candidate, how often the stable version answered instead, by reason."""
+        for version, candidate in self._candidates.items():
+            yield version, candidate.fallbacks
 
     def document(self) -> dict[str, Any]:
         """Weights, and what became of the requests of this replica since it started."""
