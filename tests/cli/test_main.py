@@ -41,6 +41,14 @@ def test_commands():
         ("promote",),
         ("rollback",),
         ("history",),
+        ("top",),
+        ("monitoring",),
+        ("monitoring", "up"),
+        ("monitoring", "down"),
+        ("dashboards",),
+        ("dashboards", "push"),
+        ("dashboards", "list"),
+        ("dashboards", "write"),
     }
 
 

@@ -35,8 +35,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray 2.60 uses what pydantic has deprecated
     from rayprism.serving import controller as controller_module
     from rayprism.serving import replica as replica_module
-    from rayprism.serving.app import MAX_ONGOING_REQUESTS, build
     from rayprism.serving import reporting as reporting_module
+    from rayprism.serving.app import MAX_ONGOING_REQUESTS, build
     from rayprism.serving.replica import ModelReplica
     from rayprism.serving.reporting import Reporting
 

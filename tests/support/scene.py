@@ -28,6 +28,7 @@ from rayprism.models.manifest import Batching
 from rayprism.models.push import push_model
 from rayprism.models.repository import Repository
 from tests.support.fleet import FRONT_DOOR, model_application
+from tests.support.models import PROCESSOR, mlp_example, save_mlp
 
 __all__ = [
     "BROKEN",
@@ -100,13 +101,28 @@ def push_models(folder: Path) -> Path:
     document["golden"]["outputs"][0]["data"][0] += 1
     manifest.chmod(0o644)
     manifest.write_text(json.dumps(document))
+    worded = folder / "worded"
+    worded.mkdir()
+    save_mlp(worded / "model.onnx", x="features", y="scores")
+    (worded / "processor.py").write_text(PROCESSOR)
+    push_model(
+        repository,
+        "worded",
+        worded,
+        example=mlp_example(),
+        file="model.onnx",
+        code="processor.py:Processor",
+        inputs=[TensorSpec("x", Datatype.FP32, (-1, 4))],
+        outputs=[TensorSpec("y", Datatype.FP32, (-1, 3))],
+        allow_code=True,
+    )
     return folder / "models"
 
 
 def applications(
     *, weight: float = 25, p99_target_s: float = 5.0, **more: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The front door, `shown` with a candidate and a shadow.
+    """The front door, `shown` with a candidate and a shadow, and `worded`.
 
     Args:
         weight: Of the candidate, in percent.
@@ -126,6 +142,7 @@ def applications(
     return [
         FRONT_DOOR,
         model_application("shown", STABLE, user_config=config, allow_code=True),
+        model_application("worded", 1, allow_code=True),
         *(
             model_application(
                 "shown",
@@ -226,7 +243,9 @@ class Client:
                 self._stop.wait(self._pause_s)
 
 
-def write_job(folder: Path, repository: Path, *, rows: int = 4000, bad_rows: int = 0) -> Path:
+def write_job(
+    folder: Path, repository: Path, *, name: str = "nightly", rows: int = 4000, bad_rows: int = 0
+) -> Path:
     """A batch job over rows that `shown` 1 predicts; bad ones have a text that is no number.
 
     Returns:
@@ -237,7 +256,7 @@ def write_job(folder: Path, repository: Path, *, rows: int = 4000, bad_rows: int
     columns["a"] = ["many" if row < bad_rows else "0" for row in range(rows)]
     pq.write_table(pa.table(columns), folder / "rows.parquet", row_group_size=rows // 8)
     document = {
-        "name": "nightly",
+        "name": name,
         "model": "shown",
         "version": str(STABLE),
         "repository": str(repository),

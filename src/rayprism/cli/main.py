@@ -10,8 +10,11 @@ import click
 
 from rayprism.cli.check import check
 from rayprism.cli.cluster import down, status, up, wait
+from rayprism.cli.dashboards import dashboards
 from rayprism.cli.history import history
 from rayprism.cli.models import models
+from rayprism.cli.monitoring import monitoring
+from rayprism.cli.top import top
 from rayprism.cli.traffic import promote, rollback, traffic
 from rayprism.errors import RayprismError
 
@@ -51,6 +54,9 @@ def cli(debug: bool) -> None:
 
 for _command in (models, check, up, down, status, wait, traffic, promote, rollback, history):
     cli.add_command(_command)
+cli.add_command(dashboards)
+cli.add_command(monitoring)
+cli.add_command(top)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from rayprism.core.tensors import suggest
 from rayprism.errors import ConfigInvalid, Fault
 from rayprism.models.fields import ModelName, VersionNumber
 from rayprism.models.manifest import faults_of
-from rayprism.offline.spec import JobSpec
+from rayprism.offline.spec import JobSpec, name_of_folder
 from rayprism.offline.spec_file import explain, load_file
 from rayprism.offline.spec_parts import InputSpec, Limits, Pool, SpecPart
 
@@ -165,7 +165,14 @@ class EvaluationSpec(SpecPart):
             "row_position": True,
         }
         try:
-            return JobSpec.model_validate({**said, "version": version, "output": output})
+            return JobSpec.model_validate(
+                {
+                    **said,
+                    "version": version,
+                    "output": output,
+                    "name": name_of_folder(self.output),
+                }
+            )
         except ValidationError as error:
             faults = [
                 Fault("output" if fault.path.startswith("output") else fault.path, fault.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from rayprism.errors import RayprismError, SetupError
 from rayprism.offline.commits import OutputFolder, Totals
 from rayprism.offline.files import open_filesystem
 from rayprism.offline.lease import Lease
+from rayprism.offline.metrics import JobMetrics, exported
 from rayprism.offline.plan import Plan, plan_job
 from rayprism.offline.progress import Reporter, describe_s
 from rayprism.offline.spec import JobSpec
@@ -147,11 +149,22 @@ class JobRun:
     say: Callable[[str], None]
     errors: Counter[str] = field(default_factory=Counter)
     """Why shards failed, in the newest round."""
+    metrics: JobMetrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        manifest = self.plan.manifest
+        self.metrics = JobMetrics(
+            batch_job=self.plan.spec.job_name,
+            model=manifest.model,
+            version=str(manifest.version),
+        )
 
     def missing(self) -> list[Shard]:
         """What is not committed."""
         done = self.output.done()
-        return [shard for shard in self.plan.shards if shard.number not in done]
+        left = [shard for shard in self.plan.shards if shard.number not in done]
+        self.metrics.begin_round([shard.number for shard in left])
+        return left
 
     def check_dead_letters(self) -> None:
         """Raises JobFailed where there are more than the job allows."""
@@ -170,6 +183,7 @@ class JobRun:
         """A shard was done, or failed."""
         self.lease.check()
         self.reporter.take(outcome)
+        self.metrics.record(outcome)
         if outcome.error is not None:
             self.errors[outcome.error] += 1
         self.check_dead_letters()
@@ -180,7 +194,12 @@ def _run_rounds(work: JobRun, *, local: bool) -> None:
     from rayprism.offline.ray_session import ray_session
 
     piped = work.plan.way == "pipeline"
-    with ray_session(work.plan.spec, local=local, moves_rows=piped, say=work.say):
+    with ExitStack() as stack:
+        stack.enter_context(
+            ray_session(work.plan.spec, local=local, moves_rows=piped, say=work.say)
+        )
+        if not local:  # nobody asks a Ray that only this job has
+            stack.enter_context(exported(work.metrics))
         run_rounds(work, _way(piped))
 
 

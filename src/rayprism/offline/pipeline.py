@@ -39,6 +39,7 @@ from rayprism.offline.worker import (
     begin_attempt,
     check_memory,
     failed,
+    new_worker_name,
     write_parts,
 )
 
@@ -65,6 +66,7 @@ class _Load:
     seconds: float = 0.0
     rss_bytes: int = 0
     error: str | None = None
+    worker: str = ""
     done: Outcome | None = None
 
 
@@ -144,6 +146,7 @@ class _Actor:
         self._stages = stages
         self._predictor: Predictor | None = None
         self._process = psutil.Process()
+        self._name = new_worker_name()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Predicts shards."""
@@ -162,7 +165,7 @@ class _Actor:
             )
             self._predictor = Predictor(model, spec.limits.batch_rows)
         load.parts = list(predicted(self._predictor, load.parts, prepared=True))
-        load.rss_bytes = self._process.memory_info().rss
+        load.rss_bytes, load.worker = self._process.memory_info().rss, self._name
         check_memory(self._process, spec.limits.max_memory_bytes)
 
 
@@ -181,7 +184,8 @@ def _write(stages: _Stages, table: pa.Table) -> pa.Table:
     for load in _unpacked(table):
         _timed(stages, load, commit)
         done = load.done or Outcome(load.shard, error=load.error)
-        outcomes.append(replace(done, seconds=load.seconds, rss_bytes=load.rss_bytes))
+        told = replace(done, seconds=load.seconds, rss_bytes=load.rss_bytes, worker=load.worker)
+        outcomes.append(told)
     return outcome_table(outcomes)
 
 

@@ -11,9 +11,9 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, ValidationError, ValidationInfo, field_validator
 
 from rayprism.errors import ConfigInvalid, Fault
 from rayprism.models.fields import REPOSITORY_VARIABLE, ModelName, VersionNumber
@@ -41,8 +41,19 @@ __all__ = [
     "OutputSpec",
     "Pool",
     "load_spec",
+    "name_of_folder",
     "parse_spec",
 ]
+
+_MOST_NAME = 64
+
+
+def _is_job_name(value: str) -> str:
+    if not re.fullmatch(rf"[A-Za-z0-9_.-]{{1,{_MOST_NAME}}}", value):
+        raise ValueError(
+            f"a job's name has letters, digits, '.', '_' and '-', at most {_MOST_NAME}"
+        )
+    return value
 
 
 class JobSpec(SpecPart):
@@ -60,6 +71,7 @@ class JobSpec(SpecPart):
         pool: The actors.
         limits: Of batches, shards, dead letters and memory.
         mode: How the work goes through Ray Data; see `way`.
+        name: For metrics; see `job_name`.
     """
 
     model: ModelName
@@ -72,6 +84,7 @@ class JobSpec(SpecPart):
     pool: Pool = Pool()
     limits: Limits = Limits()
     mode: Literal["auto", "stream", "pipeline"] = "auto"
+    name: Annotated[str, AfterValidator(_is_job_name)] | None = None
 
     @field_validator("repository")
     @classmethod
@@ -98,6 +111,11 @@ class JobSpec(SpecPart):
                 "this one wrote. Write somewhere else"
             )
         return value
+
+    @property
+    def job_name(self) -> str:
+        """What metrics call it: its name, else that of the folder it writes to."""
+        return self.name or name_of_folder(self.output.uri)
 
     def repository_path(self) -> Path:
         """Where the repository is, from `repository` or the environment.
@@ -166,13 +184,21 @@ class JobSpec(SpecPart):
             prepares: Whether the model has pre-processing, as for `shard_rows`.
         """
         said: dict[str, Any] = self.model_dump(mode="json")
-        for key in ("pool", "mode", "repository", "allow_code"):
+        for key in ("pool", "mode", "name", "repository", "allow_code"):
             del said[key]
         for key in ("max_dead_letters", "batch_rows", "max_memory_bytes"):
             del said["limits"][key]
         said["limits"]["shard_rows"] = self.shard_rows(prepares=prepares)
         said["limits"]["shard_bytes"] = self.shard_bytes(prepares=prepares)
         return said
+
+
+def name_of_folder(uri: str) -> str:
+    """The last part of a URI as a job's name: its other characters become `_`."""
+    path = uri.partition("?")[0] if "://" in uri else uri
+    last = path.rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", last)[:_MOST_NAME]
+    return name if name.strip(".") else "job"
 
 
 def _would_read(source: str, output: str) -> bool:

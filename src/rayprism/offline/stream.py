@@ -145,5 +145,6 @@ _OUTCOMES = pa.schema(
         ("seconds", pa.float64()),
         ("rss_bytes", pa.int64()),
         ("error", pa.string()),
+        ("worker", pa.string()),
     ]
 )

@@ -5,6 +5,7 @@ Knows no Ray: actors, a run on a laptop and tests all use it.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ __all__ = [
     "begin_attempt",
     "check_memory",
     "failed",
+    "new_worker_name",
     "write_parts",
 ]
 
@@ -47,6 +49,7 @@ class Outcome:
         seconds: That it took.
         rss_bytes: Memory of the process afterwards.
         error: Why it is not done; None where it is.
+        worker: Tells the actors of a run apart: who predicted it.
     """
 
     shard: int
@@ -55,6 +58,7 @@ class Outcome:
     seconds: float = 0.0
     rss_bytes: int = 0
     error: str | None = None
+    worker: str = ""
 
 
 class ShardWorker:
@@ -88,6 +92,7 @@ class ShardWorker:
         self._clock = clock
         self._loaded: tuple[ShardParts, Predictor, LoadedModel] | None = None
         self._process = psutil.Process()
+        self._name = new_worker_name()
 
     def run(self, shard: Shard) -> Outcome:
         """Does a shard, or says why it could not be done: one shard's failure is its own."""
@@ -106,7 +111,8 @@ class ShardWorker:
         except EXPECTED as error:
             return failed(shard, error, self._clock() - began_s)
         rss = self._process.memory_info().rss
-        return replace(done, seconds=self._clock() - began_s, rss_bytes=rss)
+        seconds = self._clock() - began_s
+        return replace(done, seconds=seconds, rss_bytes=rss, worker=self._name)
 
     def load(self) -> None:
         """Loads the model, which the first shard does otherwise.
@@ -195,6 +201,11 @@ EXPECTED = (RayprismError, OSError, pa.ArrowException, MemoryError)
 
 
 _ATTEMPTS = 3
+
+
+def new_worker_name() -> str:
+    """A name for `Outcome.worker` that no other actor has."""
+    return secrets.token_hex(8)
 
 
 def begin_attempt(output: OutputFolder, shard: Shard, token: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ _REPLACED = frozenset(
         "content-type",
     }
 )
+_CONTEXT = frozenset(("traceparent", "tracestate"))
 _REASONS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "late",
     grpc.StatusCode.NOT_FOUND: "gone",
@@ -47,6 +48,8 @@ _REASONS = {
     grpc.StatusCode.DATA_LOSS: "error",
     grpc.StatusCode.ABORTED: "error",
 }
+
+Context = Sequence[tuple[str, str]]
 
 
 class GrpcAnswer:
@@ -75,10 +78,10 @@ class GrpcCall:
         request_id: Of the request; the other version logs the same.
         sender: The version that sends it on.
         target: The version that is to answer.
-        traceparent: W3C trace context, where the request is traced here.
+        context: W3C trace context, sent in the place of the client's; empty: that goes on.
     """
 
-    __slots__ = ("_metadata", "_request", "_request_id", "_sender", "_target", "_traceparent")
+    __slots__ = ("_context", "_metadata", "_request", "_request_id", "_sender", "_target")
 
     def __init__(
         self,
@@ -87,9 +90,9 @@ class GrpcCall:
         request_id: str,
         sender: str,
         target: Target,
-        traceparent: str | None = None,
+        context: Context = (),
     ) -> None:
-        self._traceparent = traceparent
+        self._context = context
         self._request = request
         self._metadata = metadata
         self._request_id = request_id
@@ -104,14 +107,19 @@ class GrpcCall:
                 named the version) with an error.
             grpc.aio.AioRpcError: The version that the client named gave this error.
         """
-        metadata = _metadata(self._metadata, link, self._request_id, self._sender, budget_s)
-        if self._traceparent is not None:
-            metadata = [item for item in metadata if item[0] != "traceparent"]
-            metadata.append(("traceparent", self._traceparent))
+        metadata = _with_context(self._metadata, self._context)
+        metadata = _metadata(metadata, link, self._request_id, self._sender, budget_s)
         data = self._request.SerializeToString()
         return GrpcAnswer(
             await _infer(links, data, metadata, budget_s, self._target.version, self._target.named)
         )
+
+
+def _with_context(metadata: Iterable[tuple[str, str]], context: Context) -> list[tuple[str, str]]:
+    """The metadata, with another trace context than the client's where there is one."""
+    if not context:
+        return list(metadata)
+    return [*(item for item in metadata if item[0] not in _CONTEXT), *context]
 
 
 def _metadata(
@@ -170,6 +178,7 @@ def grpc_shadow_copy(
     sender: str,
     outputs: Tensors,
     timeout_s: float,
+    context: Context = (),
 ) -> Copy:
     """A copy of a request that was answered here.
 
@@ -180,6 +189,7 @@ def grpc_shadow_copy(
         sender: The version that answered it.
         outputs: Its answer.
         timeout_s: How long the shadow may take.
+        context: As for `GrpcCall`.
     """
     # The client may have named this version in the message; the shadow is another one.
     if request.model_version:
@@ -191,7 +201,8 @@ def grpc_shadow_copy(
 
     async def deliver(version: int, links: Links, link: Link) -> Reply:
         mark = sender + SHADOW_MARK
-        sent = _metadata(metadata, link, f"{request_id}-shadow", mark, timeout_s)
+        kept = _with_context(metadata, context)
+        sent = _metadata(kept, link, f"{request_id}-shadow", mark, timeout_s)
         answer = await _infer(links, data, sent, timeout_s, version, named=False)
         return Reply(len(answer), partial(_decode, answer))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from rayprism.core.tensors import Tensors
@@ -24,7 +24,7 @@ from rayprism.serving.traffic import (
 __all__ = ["HttpCall", "reason_of", "send_answer", "shadow_copy"]
 
 _VERSION = VERSION_HEADER.encode()
-_TRACEPARENT = b"traceparent"
+_CONTEXT = frozenset((b"traceparent", b"tracestate"))
 _REPLACED = frozenset(
     {_VERSION, TIMEOUT_HEADER.encode(), FORWARDED_HEADER.encode(), b"x-request-id"}
 )
@@ -46,6 +46,8 @@ _RETURNED = (
 )
 """Headers of another version's answer that its client gets. The proxy adds its own again."""
 
+Context = Sequence[tuple[str, str]]
+
 
 class HttpCall:
     """One request, to be sent on.
@@ -56,10 +58,10 @@ class HttpCall:
         request_id: Of the request; the other version logs the same.
         sender: The version that sends it on.
         target: The version that is to answer.
-        traceparent: W3C trace context, where the request is traced here.
+        context: W3C trace context, sent in the place of the client's; empty: that goes on.
     """
 
-    __slots__ = ("_body", "_headers", "_request_id", "_sender", "_target", "_traceparent")
+    __slots__ = ("_body", "_context", "_headers", "_request_id", "_sender", "_target")
 
     def __init__(
         self,
@@ -68,9 +70,9 @@ class HttpCall:
         request_id: str,
         sender: str,
         target: Target,
-        traceparent: str | None = None,
+        context: Context = (),
     ) -> None:
-        self._traceparent = traceparent
+        self._context = context
         self._headers = headers
         self._body = body
         self._request_id = request_id
@@ -85,16 +87,23 @@ class HttpCall:
                 named the version) not with 200.
         """
         extra = _extra_headers(self._request_id, self._sender, budget_s)
-        headers = self._headers
-        if self._traceparent is not None:
-            extra.append((_TRACEPARENT, self._traceparent.encode()))
-            headers = [header for header in headers if header[0] != _TRACEPARENT]
+        headers = _with_context(self._headers, extra, self._context)
         answer = await _post(links, link, headers, extra, self._body, budget_s)
         version = self._target.version
         # A proxy that cannot reach it answers, too, and its pages mean nothing to a client.
         if not (self._target.named and answer.headers.get(_VERSION) == b"%d" % version):
             _check_answer(answer, version)
         return answer
+
+
+def _with_context(
+    headers: Iterable[tuple[bytes, bytes]], extra: list[tuple[bytes, bytes]], context: Context
+) -> Iterable[tuple[bytes, bytes]]:
+    """The headers without the client's trace context, where another is sent among the extra."""
+    if not context:
+        return headers
+    extra.extend((name.encode(), value.encode()) for name, value in context)
+    return [header for header in headers if header[0] not in _CONTEXT]
 
 
 def _extra_headers(request_id: str, sender: str, budget_s: float) -> list[tuple[bytes, bytes]]:
@@ -170,6 +179,7 @@ def shadow_copy(
     request: InferRequest,
     outputs: Tensors,
     timeout_s: float,
+    context: Context = (),
 ) -> Copy:
     """A copy of a request that was answered here.
 
@@ -181,13 +191,15 @@ def shadow_copy(
         request: What the body says.
         outputs: Its answer.
         timeout_s: How long the shadow may take.
+        context: As for `HttpCall`.
     """
     # An answer that is compressed for the client would have to be inflated here.
     plain = [header for header in headers if header[0] != b"accept-encoding"]
 
     async def deliver(version: int, links: Links, link: Link) -> Reply:
         extra = _extra_headers(f"{request_id}-shadow", sender + SHADOW_MARK, timeout_s)
-        answer = await _post(links, link, plain, extra, body, timeout_s)
+        headers = _with_context(plain, extra, context)
+        answer = await _post(links, link, headers, extra, body, timeout_s)
         _check_answer(answer, version)
         return Reply(len(answer.body), partial(_decode, answer))
 

@@ -228,9 +228,11 @@ class GrpcMethods(ServerMethods):
         )
         if service.shadows.is_on and FORWARDED_HEADER not in said:
             timeout_s = min(decoded.timeout_s or _DAY_S, service.config.default_timeout_s)
+            trace = record.trace
+            context = trace.headers(trace.traceparent) if trace else ()
             service.shadows.offer(
                 lambda: grpc_shadow_copy(
-                    request, metadata, request_id, service.version, outputs, timeout_s
+                    request, metadata, request_id, service.version, outputs, timeout_s, context
                 )
             )
         return answer
@@ -262,6 +264,7 @@ class GrpcMethods(ServerMethods):
         if most_s is not None and most_s < allowed_s:
             allowed_s = most_s
         budget_s = service.traffic.budget_s(target, allowed_s)
-        trace = record.trace and record.trace.forward_traceparent
-        call = GrpcCall(request, metadata, record.request_id, service.version, target, trace)
+        trace = record.trace
+        context = trace.headers(trace.forward_traceparent) if trace else ()
+        call = GrpcCall(request, metadata, record.request_id, service.version, target, context)
         return await service.traffic.send(target, budget_s, call.deliver, record)

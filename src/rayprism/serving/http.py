@@ -240,8 +240,11 @@ class ModelApp(AsgiApp):
             if target is not None:
                 allowed_s = self._allowed_s(sent, headers, most_s)
                 budget_s = traffic.budget_s(target, allowed_s)
-                trace = record.trace and record.trace.forward_traceparent
-                call = HttpCall(scope["headers"], sent, request_id, service.version, target, trace)
+                trace = record.trace
+                context = trace.headers(trace.forward_traceparent) if trace else ()
+                call = HttpCall(
+                    scope["headers"], sent, request_id, service.version, target, context
+                )
                 answer = await traffic.send(target, budget_s, call.deliver, record)
                 if answer is not None:
                     record.reason = reason_of(answer)
@@ -258,9 +261,18 @@ class ModelApp(AsgiApp):
         await send_body(send, answer_body, headers, json_length=json_length, extra=self.signature)
         if service.shadows.is_on and _FORWARDED not in headers:
             timeout_s = min(request.timeout_s or _DAY_S, service.config.default_timeout_s)
+            trace = record.trace
+            context = trace.headers(trace.traceparent) if trace else ()
             service.shadows.offer(
                 lambda: shadow_copy(
-                    scope["headers"], sent, request_id, service.version, request, outputs, timeout_s
+                    scope["headers"],
+                    sent,
+                    request_id,
+                    service.version,
+                    request,
+                    outputs,
+                    timeout_s,
+                    context,
                 )
             )
 

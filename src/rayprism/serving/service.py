@@ -328,7 +328,7 @@ class ModelService:
         await self._scheduler.close()
         if self._preparer is not None:
             self._preparer.shutdown(wait=False)
-        self.telemetry.close()
+        await asyncio.to_thread(self.telemetry.close)
         self._model.close()
 
     def served_model(self) -> ServedModel:

@@ -31,7 +31,8 @@ class ReplicaTelemetry:
         is_on: Whether anything is counted.
         log: Where requests are logged; None: nowhere.
         tracer: Where spans go; None: nowhere.
-        draw: Uniform from 0 up to, but not including, 1.
+        draw: Uniform from 0 up to, but not including, 1; by default of a generator of its own,
+            since models seed the common one.
         clock: Seconds; that of the records.
     """
 
@@ -44,7 +45,7 @@ class ReplicaTelemetry:
         is_on: bool = True,
         log: RequestLog | None = None,
         tracer: Tracer | None = None,
-        draw: Callable[[], float] = random.random,
+        draw: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.recorder = recorder = Recorder(model=model, version=version, replica=replica)
@@ -56,7 +57,7 @@ class ReplicaTelemetry:
         """Of requests without a failure, 0 to 1."""
         self.trace_share = 1.0
         """Of requests that come without a trace of their own."""
-        self._draw = draw
+        self._draw = draw or random.Random().random
         self._clock = clock
         self._decode = recorder.histogram("rayprism_decode_seconds")
         self._prepare: Histogram | None = None
@@ -97,9 +98,9 @@ class ReplicaTelemetry:
         """
         record = RequestRecord(protocol, source, request_id, began_s)
         if self.tracer is not None:
-            record.trace = self.tracer.begin(
-                traceparent, tracestate, self.trace_share, self._draw()
-            )
+            # Whether a client's request is traced was decided by the version that it came to.
+            share = self.trace_share if source == "client" else 0.0
+            record.trace = self.tracer.begin(traceparent, tracestate, share, self._draw())
         return record
 
     def finish(self, record: RequestRecord) -> None:
@@ -151,7 +152,7 @@ class ReplicaTelemetry:
             self.recorder.count("rayprism_load_seconds_total", step=step).add(seconds)
 
     def close(self) -> None:
-        """Writes and sends what is left of logs and traces."""
+        """Writes and sends what is left of logs and traces. Blocks for a few seconds at most."""
         if self.log is not None:
             self.log.close()
         if self.tracer is not None:

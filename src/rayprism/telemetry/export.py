@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Protocol
 
 import grpc
@@ -72,7 +71,7 @@ class Backlog:
             key = point.name, point.labels
             before = self._added.get(key)
             if before is not None:
-                point = replace(point, value=before.value + point.value)
+                point = point._replace(value=before.value + point.value)
             self._added[key] = point
 
     def points(self) -> list[Point]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rayprism.telemetry.catalogue import Kind, Metric, find_metric
 
@@ -75,8 +75,7 @@ class Histogram:
         return added, added_sum
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """What is to be exported of one series.
 
     Args:
@@ -148,7 +147,9 @@ class Recorder:
         """What changed since the last time, and every gauge."""
         for hook in self._each:
             hook()
-        return [*self._counted(), *self._in_buckets(), *self._measured()]
+        # First the gauges: where one cannot be read, no difference is taken and lost.
+        measured = list(self._measured())
+        return [*self._counted(), *self._in_buckets(), *measured]
 
     def _key(self, name: str, kind: Kind, labels: dict[str, str]) -> tuple[Metric, Labels]:
         metric = find_metric(name)

@@ -74,6 +74,15 @@ class Trace:
         """The header that makes something a child of this request's being sent on."""
         return format_traceparent(self.trace, self.forward_span, self.flags)
 
+    def headers(self, traceparent: str) -> tuple[tuple[str, str], ...]:
+        """What is sent in the place of the client's own trace context.
+
+        Args:
+            traceparent: This trace's `traceparent`, or its `forward_traceparent`.
+        """
+        parent = ("traceparent", traceparent)
+        return (parent, ("tracestate", self.tracestate)) if self.tracestate else (parent,)
+
     @property
     def forward_span(self) -> int:
         """The id of the span `forward`, made when it is first asked for."""
