@@ -149,6 +149,7 @@ def applications(
                 version,
                 name=f"shown-{version}",
                 route=f"/v2/models/shown/versions/{version}",
+                user_config={"max_queue_rows": 32},
                 allow_code=True,
             )
             for version in (CANDIDATE, SHADOW)
@@ -244,15 +245,32 @@ class Client:
 
 
 def write_job(
-    folder: Path, repository: Path, *, name: str = "nightly", rows: int = 4000, bad_rows: int = 0
+    folder: Path,
+    repository: Path,
+    *,
+    name: str = "nightly",
+    rows: int = 4000,
+    bad_rows: int = 0,
+    batch_s: float = 0.0,
 ) -> Path:
     """A batch job over rows that `shown` 1 predicts; bad ones have a text that is no number.
+
+    Args:
+        folder: For its file, its input and its output.
+        repository: Of the model.
+        name: Of the job.
+        rows: In 8 shards.
+        bad_rows: Of them.
+        batch_s: How long a batch of 64 rows takes.
 
     Returns:
         Its file.
     """
     folder.mkdir(parents=True)
-    columns: dict[str, Any] = {"b": np.zeros(rows, np.float32), "c": np.zeros(rows, np.float32)}
+    columns: dict[str, Any] = {
+        "b": np.full(rows, batch_s, np.float32),
+        "c": np.zeros(rows, np.float32),
+    }
     columns["a"] = ["many" if row < bad_rows else "0" for row in range(rows)]
     pq.write_table(pa.table(columns), folder / "rows.parquet", row_group_size=rows // 8)
     document = {
