@@ -19,7 +19,7 @@ export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-digits demo-minilm stop install check format test test-unit bench-overhead bench-traffic bench-batch bench-parity \
-	chaos-batch demo-batch clean
+	bench-telemetry chaos-batch demo-batch monitoring generate pictures clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,7 +81,11 @@ demo-batch: $(VENV)/.dev ## Predict a million flights, judge two versions, compa
 	$(BIN)/rayprism wait --timeout 180
 	$(BIN)/python batch/parity.py batch/configs/flights.yaml --url $(URL) $(DEMO_JOB)
 
-stop: $(VENV)/.demo ## Stop the local cluster that demo or `rayprism up` started
+monitoring: $(VENV)/.demo ## Prometheus and Alertmanager beside the local fleet (apt install prometheus prometheus-alertmanager)
+	$(BIN)/rayprism monitoring up
+
+stop: $(VENV)/.demo ## Stop the local cluster and its monitoring
+	$(BIN)/rayprism monitoring down
 	$(BIN)/rayprism down
 
 check: $(VENV)/.dev ## Lint, types, import rules, generated files
@@ -90,7 +94,15 @@ check: $(VENV)/.dev ## Lint, types, import rules, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m rayprism.protocol.grpc_build --check
+	$(BIN)/python -m rayprism.telemetry.page --check
+	$(BIN)/python -m rayprism.telemetry.rules --check
+	$(BIN)/python -m rayprism.telemetry.dashboards.build --check
 	$(BIN)/python -m bench.readme --check
+
+generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards
+	$(BIN)/python -m rayprism.telemetry.page
+	$(BIN)/python -m rayprism.telemetry.rules
+	$(BIN)/python -m rayprism.telemetry.dashboards.build
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
@@ -108,6 +120,9 @@ bench-overhead: $(VENV)/.dev ## What rayprism costs per request, against its pee
 bench-traffic: $(VENV)/.dev ## What canaries and shadows cost (needs wrk)
 	$(BIN)/python -m bench.traffic
 
+bench-telemetry: $(VENV)/.dev ## What metrics, logs and traces cost (needs wrk)
+	$(BIN)/python -m bench.telemetry
+
 bench-batch: $(VENV)/.dev ## How fast batch jobs are, against plain loops; half an hour
 	$(BIN)/python -m bench.batch
 	$(BIN)/python -m bench.batch_actor
@@ -117,6 +132,10 @@ bench-parity: $(VENV)/.dev ## Whether jobs and endpoints agree, for every exampl
 
 chaos-batch: $(VENV)/.dev ## Kill actors, driver and node of a job of 2 million rows, and compare
 	$(BIN)/python -m bench.batch_chaos
+
+pictures: $(VENV)/.dev ## Draw the dashboards of a fleet that lives (needs prometheus, node, chromium); 10 minutes
+	cd dashboards/render && npm ci && npm run build
+	$(BIN)/python -m bench.pictures
 
 clean: ## Remove what the demo and the tools left (not the environment)
 	rm -rf $(DEMO_DIR) .rayprism .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,13 +31,15 @@ class Prometheus:
 
     Args:
         url: Where.
+        client: Kept open: it is asked several times a second.
     """
 
     url: str
+    client: httpx.Client
 
     def get(self, path: str, **parameters: Any) -> Any:
         """The data of an answer of its HTTP API."""
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=30).json()
+        answer = self.client.get(f"{self.url}/api/v1/{path}", params=parameters).json()
         assert answer["status"] == "success", (parameters, answer)
         return answer["data"]
 
@@ -96,10 +98,11 @@ def running_prometheus(folder: Path, *, scale: float, **config: Any) -> Iterator
             stderr=subprocess.STDOUT,
         )
     try:
-        prometheus = Prometheus(f"http://127.0.0.1:{port}")
-        wait_for(lambda: process.poll() is not None or _is_ready(prometheus.url))
-        assert process.poll() is None, (folder / "prometheus.log").read_text()
-        yield prometheus
+        with httpx.Client(timeout=30) as client:
+            prometheus = Prometheus(f"http://127.0.0.1:{port}", client)
+            wait_for(lambda: process.poll() is not None or _is_ready(prometheus))
+            assert process.poll() is None, (folder / "prometheus.log").read_text()
+            yield prometheus
     finally:
         process.terminate()
         process.wait(30)
@@ -109,8 +112,8 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(yaml.safe_dump(dict(content), sort_keys=False))
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(prometheus: Prometheus) -> bool:
     try:
-        return httpx.get(f"{url}/-/ready", timeout=2).status_code == 200
+        return prometheus.client.get(f"{prometheus.url}/-/ready").status_code == 200
     except httpx.TransportError:
         return False

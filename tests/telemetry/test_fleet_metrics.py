@@ -71,7 +71,7 @@ from rayprism.telemetry.recorder import Recorder
 ray.init(address=sys.argv[1], log_to_driver=False)
 recorder = Recorder()
 for number in range(2100):
-    recorder.count("rayprism_config_refusals_total", model="other", version=str(number)).add()
+    recorder.count("rayprism_batch_padding_total", model="other", version=str(number)).add()
 assert send_once(recorder.take(), find_agent, within_s=20)
 """
 

@@ -55,7 +55,7 @@ class Reporting:
         self._application = application
         self._own_route = f"/versions/{version}"
         self._ask = ask
-        is_on = os.environ.get(METRICS_VARIABLE, "1") != "0"
+        is_on = _is_on()
         file = Path(get_serve_logs_dir()) / f"rayprism_requests_{application}_{replica}.jsonl"
         name = str(version)
         self.telemetry = ReplicaTelemetry(
@@ -136,6 +136,8 @@ class Reporting:
 
 def report_failed_load(model: str, version: int, error: Exception) -> None:
     """Counts a model that could not be loaded, before its replica ends. Blocks for 2 s at most."""
+    if not _is_on():
+        return
     recorder = Recorder(model=model, version=str(version))
     code = error.code if isinstance(error, RayprismError) else "internal"
     recorder.count("rayprism_loads_total", outcome=code).add()
@@ -151,6 +153,10 @@ def _make_tracer(model: str, version: str, replica: str, application: str) -> Tr
         # A model that answers without traces is better than none.
         logger.error("There are no traces. %s", error)
         return None
+
+
+def _is_on() -> bool:
+    return os.environ.get(METRICS_VARIABLE, "1") != "0"
 
 
 def _interval_s() -> float:

@@ -121,7 +121,9 @@ class ReplicaTelemetry:
         (self._requests.get(key) or self._count_of(key)).value += 1.0
         if record.decoded_s:
             self._stages(record, ended_s)
-        if record.forward_ended_s and record.fallback != "resting":
+        # Not of a version that a client named and that is not there: that would be a label's value
+        # of the client's choice.
+        if record.version or record.fallback not in ("", "resting"):
             self._forward(record)
         if reason == "ok":
             self._rows.value += record.rows

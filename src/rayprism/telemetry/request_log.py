@@ -46,7 +46,8 @@ class RequestLog:
         version: Of this replica.
         replica: Serve's id of it.
         application: Serve's name of the application.
-        draw: Uniform from 0 up to, but not including, 1.
+        draw: Uniform from 0 up to, but not including, 1; by default of a generator of its own,
+            since models seed the common one.
         clock: Seconds, for what happens once a second or once a minute.
         wall_clock: Seconds since 1970.
         most_bytes: Of a file, before it is put aside.
@@ -61,7 +62,7 @@ class RequestLog:
         version: str,
         replica: str,
         application: str,
-        draw: Callable[[], float] = random.random,
+        draw: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         most_bytes: int = 100_000_000,
@@ -70,7 +71,7 @@ class RequestLog:
         self._version = version
         self._identity = {"replica": replica, "application": application}
         self._model = model
-        self._draw = draw
+        self._draw = draw or random.Random().random
         self._clock = clock
         self._wall_clock = wall_clock
         self._file = _File(Path(path), most_bytes, backups)

@@ -261,7 +261,14 @@ def make_tracer(
     try:
         from rayprism.telemetry.spans import Spans, make_exporter
 
-        exporter = make_exporter(target)
+        spans = Spans(
+            make_exporter(target),
+            queue_spans=target.queue_spans,
+            model=model,
+            version=version,
+            replica=replica,
+            application=application,
+        )
     except ImportError as error:
         raise SetupError(
             f"traces are configured to go to {target.endpoint} by {target.protocol}, and what "
@@ -271,14 +278,6 @@ def make_tracer(
     except Exception as error:
         raise SetupError(
             f"OpenTelemetry's exporter refuses its settings: {error}. Mend the variables that "
-            "begin with OTEL_EXPORTER_OTLP_"
+            "begin with OTEL_EXPORTER_OTLP_ or OTEL_BSP_"
         ) from error
-    spans = Spans(
-        exporter,
-        queue_spans=target.queue_spans,
-        model=model,
-        version=version,
-        replica=replica,
-        application=application,
-    )
     return Tracer(spans)
