@@ -7,21 +7,17 @@ Everything runs on this machine, in clusters that the run starts and ends; see `
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench import cold, machine, minilm, tiny, tiny_model
-from bench.cluster import BenchCluster, ClusterFailed
+from bench.cluster import BenchCluster
 from bench.figures import median_of
-from bench.load import LoadFailed
-from bench.plan import AnswerWrong, Plan, Server
-from bench.processes import end_marked, new_marker
+from bench.plan import Plan, Server
 from bench.report import render
+from bench.shell import run_and_report
 
 __all__ = ["main"]
 
@@ -40,27 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
         Ctrl-C.
     """
     given = _parse(arguments)
-    # An ended terminal or container must not leave clusters behind either.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    marker = new_marker()
-    try:
-        with tempfile.TemporaryDirectory(prefix="rayprism-bench-") as folder:
-            plan = _plan(given, marker, Path(folder))
-            results = _run(plan, given.only)
-    except KeyboardInterrupt:
-        print("stopped; nothing is written", file=sys.stderr)
-        return 130
-    except (AnswerWrong, ClusterFailed, LoadFailed) as error:
-        print(f"the run failed: {error}", file=sys.stderr)
-        return 2
-    finally:
-        end_marked(marker)
-    text = render(results)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(results, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(text)
-    print(f"\n{text}\nwritten to {given.output} and {given.output.with_suffix('.md').name}")
-    return 0 if all(verdict["met"] for verdict in results["verdicts"]) else 1
+
+    def run(marker: str, folder: Path) -> dict[str, Any]:
+        return _run(_plan(given, marker, folder), given.only)
+
+    return run_and_report(run, render, given.output)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

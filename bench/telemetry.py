@@ -8,19 +8,16 @@ memory lies, which core it is on) is not taken for a cost.
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from bench import machine, tiny_model
-from bench.cluster import BenchCluster, ClusterFailed
+from bench.cluster import BenchCluster
 from bench.figures import Target, clean, median_of, paired_ratio, select
-from bench.load import LoadFailed, drive
-from bench.processes import end_marked, new_marker
+from bench.load import drive
 from bench.report import context, number, table, targets
+from bench.shell import run_and_report
 from bench.tiny_model import MODEL, infer_body, write_onnx
 
 __all__ = ["main"]
@@ -51,22 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=_OUTPUT)
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda code, frame: sys.exit(128 + code))
-    marker = new_marker()
-    try:
-        with tempfile.TemporaryDirectory(prefix="rayprism-bench-") as folder:
-            results = _run(marker, Path(folder), given.seconds, given.rounds)
-    except (ClusterFailed, LoadFailed) as error:
-        print(f"the run failed: {error}", file=sys.stderr)
-        return 2
-    finally:
-        end_marked(marker)
-    text = render(results)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(results, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(text)
-    print(f"\n{text}\nwritten to {given.output}")
-    return 0 if all(verdict["met"] for verdict in results["verdicts"]) else 1
+    return run_and_report(
+        lambda marker, folder: _run(marker, folder, given.seconds, given.rounds),
+        render,
+        given.output,
+    )
 
 
 def _run(marker: str, folder: Path, seconds: float, rounds: int) -> dict[str, Any]:

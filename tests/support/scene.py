@@ -149,7 +149,7 @@ def applications(
                 version,
                 name=f"shown-{version}",
                 route=f"/v2/models/shown/versions/{version}",
-                user_config={"max_queue_rows": 32},
+                user_config={"max_queue_rows": 32, "telemetry": {"log_percent": 100}},
                 allow_code=True,
             )
             for version in (CANDIDATE, SHADOW)

@@ -6,6 +6,7 @@ has fired, then every query of every panel, and at the end the fleet goes.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -14,8 +15,10 @@ import sys
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from rayprism.telemetry.dashboards.queries import default_variables, panel_queri
 from tests.support import scene
 from tests.support.fleet import Fleet, model_application, running_fleet, wait_for
 from tests.support.prometheus import Prometheus, running_prometheus
+from tests.telemetry.collector import Collector, http_collector
 
 pytestmark = [pytest.mark.cluster, pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -84,54 +88,64 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stage(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("seen")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAYPRISM_METRICS_INTERVAL_S", "1")
-        environment.setenv("RAY_metrics_report_interval_ms", "2000")
-        fleet_context = running_fleet(models, folder / "state", haproxy=True)
-        fleet = fleet_context.__enter__()
-    stage = Stage(fleet, models, folder)
-    try:
+    with ExitStack() as stack:
+        collector = stack.enter_context(http_collector())
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("RAYPRISM_METRICS_INTERVAL_S", "1")
+            environment.setenv("RAY_metrics_report_interval_ms", "2000")
+            environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+            environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "500")
+            fleet_stack = stack.enter_context(ExitStack())
+            fleet = fleet_stack.enter_context(running_fleet(models, folder / "state", haproxy=True))
         fleet.deploy(scene.applications())
-        with running_prometheus(
-            folder / "prometheus",
-            scale=SCALE,
-            cluster="test",
-            sd_urls=[f"{fleet.state.dashboard_address}/api/prometheus/sd"],
-            haproxy_port=fleet.state.ports["haproxy_metrics"],
-            scrape_interval_s=1,
-            refresh_s=2,
-        ) as stage.prometheus:
-            yield stage
-            stage.end()
-    finally:
-        stage.end()
+        prometheus = stack.enter_context(
+            running_prometheus(
+                folder / "prometheus",
+                scale=SCALE,
+                cluster="test",
+                sd_urls=[f"{fleet.state.dashboard_address}/api/prometheus/sd"],
+                haproxy_port=fleet.state.ports["haproxy_metrics"],
+                scrape_interval_s=1,
+                refresh_s=2,
+            )
+        )
+        yield Stage(fleet, prometheus, collector, models, folder, fleet_stack.close)
 
 
+@dataclass(slots=True)
 class Stage:
-    """The fleet, and what watches it."""
+    """The fleet, what watches it, and how to stop it."""
 
+    fleet: Fleet
     prometheus: Prometheus
-
-    def __init__(self, fleet: Fleet, models: Path, folder: Path) -> None:
-        self.fleet = fleet
-        self.models = models
-        self.folder = folder
-        self._is_up = True
+    collector: Collector
+    models: Path
+    folder: Path
+    end: Callable[[], None]
 
     def client(self, make: Any, **options: Any) -> scene.Client:
         return scene.Client(self.fleet.url, f"127.0.0.1:{self.fleet.grpc_port}", make, **options)
 
-    def end(self) -> None:
-        """Stops the fleet."""
-        if self._is_up:
-            self._is_up = False
-            command = [str(Path(sys.executable).with_name("rayprism")), "down"]
-            state = str(self.folder / "state")
-            subprocess.run([*command, "--state", state], check=True, timeout=120)
-
-    def post(self, document: Any, timeout_s: float = 30) -> httpx.Response:
+    def post(self, document: Any, timeout_s: float = 30, **headers: str) -> httpx.Response:
         url = f"{self.fleet.url}/v2/models/shown/infer"
-        return httpx.post(url, json=document, timeout=timeout_s)
+        return httpx.post(url, json=document, timeout=timeout_s, headers=headers)
+
+    def rayprism(self, *arguments: str) -> str:
+        command = [str(Path(sys.executable).with_name("rayprism")), *arguments]
+        command += ["--address", self.fleet.state.dashboard_address]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    def logged(self, request_id: str) -> list[dict[str, Any]]:
+        """Lines of the request logs of all replicas."""
+        folder = Path(self.fleet.state.temp_dir) / "session_latest/logs/serve"
+        return [
+            json.loads(line)
+            for file in folder.glob("rayprism_requests_*.jsonl")
+            for line in file.read_text().splitlines()
+            if request_id in line
+        ]
 
     def predict(self, job: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -178,6 +192,9 @@ def test_counts_are_those_of_the_clients(stage: Stage) -> None:
             # By the stable version, also what the candidate got first.
             assert (answer.status_code, answer.headers["x-rayprism-version"]) == (status, "1")
         expected["http", "1", reason] += 3
+    with pytest.raises(httpx.ReadTimeout):
+        stage.post(scene.request(0, 1), 0.3, **{"x-rayprism-version": "1"})
+    expected["http", "1", "cancelled"] += 1
     expected += overloaded(stage)
     found = wait_for(lambda: counted(prometheus) - before == expected and "as counted")
     assert found, (counted(prometheus) - before, expected)
@@ -189,6 +206,40 @@ def test_counts_are_those_of_the_clients(stage: Stage) -> None:
     rows = prometheus.value('sum(ray_rayprism_rows_total{version="1"})')
     batches = prometheus.value('sum(ray_rayprism_batch_rows_count{version="1"})')
     assert 0 < batches <= rows
+
+
+def test_a_request_is_one_trace_through_two_versions(stage: Stage) -> None:
+    trace_id, client_span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    traceparent = f"00-{trace_id}-{client_span}-01"
+    secret = 0.0625  # as a number that is nowhere else
+    answer = stage.post(
+        scene.request(0, secret),
+        **{"traceparent": traceparent, "x-request-id": "traced-1", "x-rayprism-version": "2"},
+    )
+    assert answer.headers["x-rayprism-version"] == "2"
+
+    def spans() -> list[Any]:
+        return [s for s in list(stage.collector.spans) if s.trace_id.hex() == trace_id]
+
+    wait_for(lambda: sum(span.name == "infer shown" for span in spans()) == 2)
+    wait_for(lambda: any(span.name == "forward" for span in spans()))
+    (forward,) = [span for span in spans() if span.name == "forward"]
+    first, second = [span for span in spans() if span.name == "infer shown"]
+    if first.parent_span_id != bytes.fromhex(client_span):
+        first, second = second, first
+    assert first.parent_span_id == bytes.fromhex(client_span)
+    assert forward.parent_span_id == first.span_id
+    assert second.parent_span_id == forward.span_id
+    computed = {span.parent_span_id for span in spans() if span.name == "compute"}
+    assert computed == {second.span_id}, "only one of them ran the model"
+    (sent_on, answered) = sorted(
+        wait_for(lambda: len(lines := stage.logged("traced-1")) == 2 and lines),
+        key=lambda line: line["source"] != "client",
+    )
+    assert (sent_on["forwarded_to"], sent_on["version"], sent_on["source"]) == ("2", "2", "client")
+    assert (answered["version"], answered["source"], answered["rows"]) == ("2", "split", 1)
+    assert sent_on["trace_id"] == answered["trace_id"] == trace_id
+    assert str(secret) not in json.dumps([sent_on, answered])
 
 
 def many_rows(rows: int) -> dict[str, Any]:
@@ -259,6 +310,11 @@ def test_every_alert_fires(stage: Stage) -> None:
         wait_for(lambda: prometheus.value("sum(ray_rayprism_job_actors)"))
         check_every_query(prometheus)
         check_every_rule(prometheus)
+        shown = json.loads(stage.rayprism("top", "--once", "--json"))["versions"]
+        roles = {row["version"]: row["role"] for row in shown if row["model"] == "shown"}
+        assert {"1": "stable", "2": "version"}.items() <= roles.items()
+        (stable,) = [row for row in shown if (row["model"], row["version"]) == ("shown", "1")]
+        assert stable["requests_per_s"] > 0
         assert going_on.result().returncode == 0, going_on.result().stderr
 
 

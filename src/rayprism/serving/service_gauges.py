@@ -64,32 +64,28 @@ class ServiceGauges:
     def _read_fallbacks(self) -> None:
         for version, fallbacks in self._service.traffic.fallbacks():
             for reason, number in fallbacks.items():
-                series = self._recorder.count(
-                    "rayprism_fallbacks_total", version=str(version), reason=reason
-                )
-                series.value = number
+                self._total("rayprism_fallbacks_total", number, version=str(version), reason=reason)
 
     def _read_shadows(self) -> None:
         for version, shadow in self._service.shadows.counts():
             name = str(version)
-            compared = {"ok": shadow.compared}
-            for outcome, reasons in (
-                ("compared", compared),
-                ("dropped", shadow.dropped),
-                ("failed", shadow.failed),
-            ):
+            copies = {
+                "compared": {"ok": shadow.compared},
+                "dropped": shadow.dropped,
+                "failed": shadow.failed,
+            }
+            for outcome, reasons in copies.items():
                 for reason, number in reasons.items():
-                    self._recorder.count(
-                        "rayprism_shadow_copies_total",
-                        version=name,
-                        outcome=outcome,
-                        reason=reason,
-                    ).value = number
-            for outcome, outputs in (("agreed", shadow.agreed), ("disagreed", shadow.disagreed)):
+                    labels = {"version": name, "outcome": outcome, "reason": reason}
+                    self._total("rayprism_shadow_copies_total", number, **labels)
+            for outcome, outputs in {
+                "agreed": shadow.agreed,
+                "disagreed": shadow.disagreed,
+            }.items():
                 for output, number in outputs.items():
-                    self._recorder.count(
-                        "rayprism_shadow_outputs_total",
-                        version=name,
-                        output=output,
-                        outcome=outcome,
-                    ).value = number
+                    labels = {"version": name, "output": output, "outcome": outcome}
+                    self._total("rayprism_shadow_outputs_total", number, **labels)
+
+    def _total(self, name: str, number: int, **labels: str) -> None:
+        """Takes over a count that is kept elsewhere."""
+        self._recorder.count(name, **labels).value = number

@@ -40,19 +40,25 @@ def _tooltip() -> common.VizTooltipOptions:
     )
 
 
-def _legend(*calcs: str) -> common.VizLegendOptions:
+_WIDE = 12
+"""From so many columns on a legend has room at the side, where all of it is seen: below a chart
+Grafana shows about three series, and the rest has to be scrolled to."""
+
+
+def _legend(*calcs: str, beside: bool = False) -> common.VizLegendOptions:
     mode = common.LegendDisplayMode.TABLE if calcs else common.LegendDisplayMode.LIST
     return common.VizLegendOptions(
         display_mode=mode,
-        placement=common.LegendPlacement.BOTTOM,
+        placement=common.LegendPlacement.RIGHT if beside else common.LegendPlacement.BOTTOM,
         show_legend=True,
         calcs=list(calcs),
     )
 
 
 def _chart_options(panel: Panel) -> timeseries.Options:
+    calcs = ("sum",) if panel.bars else ("lastNotNull", "max")
     return timeseries.Options(
-        legend=_legend("sum" if panel.bars else "lastNotNull", "max"), tooltip=_tooltip()
+        legend=_legend(*calcs, beside=panel.width >= _WIDE), tooltip=_tooltip()
     )
 
 
