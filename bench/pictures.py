@@ -86,7 +86,7 @@ def _play(fleet: Fleet, models: Path, folder: Path, seconds: float) -> None:
         while time.monotonic() < until_s:
             time.sleep(min(40.0, max(0.0, until_s - time.monotonic())))
             # Now and then more than the queue holds.
-            with scene.Client(fleet.url, grpc, make, connections=60):
+            with scene.Client(fleet.url, grpc, make, connections=60, pause_s=0.3):
                 time.sleep(3)
             print(f"{max(0.0, until_s - time.monotonic()):.0f} s to go", flush=True)
         stop.set()

@@ -239,6 +239,45 @@ def test_served_requests_leave_no_deadlines_behind() -> None:
     assert len(queue._deadlines) < 200
 
 
+def test_the_oldest_is_looked_for_in_every_level_and_in_parts_of_failed_batches() -> None:
+    queue = make_queue(max_rows=2)
+    assert queue.oldest_s() is None
+    push(queue, "late", arrival_s=3.0, priority=1)
+    push(queue, "early", arrival_s=1.0, priority=2)
+    push(queue, "middle", arrival_s=2.0, priority=2)
+    assert queue.oldest_s() == 1.0
+    batch = queue.decide(4.0, free=True).batch
+    assert names(batch) == ["late", "early"]
+    assert queue.oldest_s() == 2.0, "what runs does not wait"
+    assert queue.split_failed(batch) is None
+    assert queue.oldest_s() == 1.0, "until it has to run again"
+    queue.cancel(batch[1])
+    assert queue.oldest_s() == 2.0
+    queue.drain()
+    assert queue.oldest_s() is None
+
+
+arrivals = st.tuples(st.floats(0, 100), st.integers(1, 3), st.integers(1, 3), st.booleans())
+
+
+@given(st.lists(arrivals, max_size=30), st.integers(0, 10))
+def test_the_oldest_is_the_earliest_that_waits(
+    sent: list[tuple[float, int, int, bool]], batches: int
+) -> None:
+    queue = make_queue(max_rows=3)
+    waiting = set()
+    for arrival_s, rows, priority, leaves in sorted(sent, key=lambda one: one[0]):
+        pending = Pending("", rows, arrival_s, FAR_S, priority)
+        queue.push(pending)
+        if leaves:
+            queue.cancel(pending)
+        else:
+            waiting.add(pending)
+    for _ in range(batches):
+        assert queue.oldest_s() == min((one.arrival_s for one in waiting), default=None)
+        waiting -= set(queue.decide(100.0, free=True).batch)
+
+
 @given(
     rows=st.integers(1, 1000),
     length=st.integers(1, 600),
@@ -373,6 +412,11 @@ class QueueMachine(RuleBasedStateMachine):
         waiting = self.waiting()
         assert self.queue.rows == sum(p.rows for p in waiting)
         assert len(self.queue) == len(waiting)
+
+    @invariant()
+    def the_oldest_is_known(self) -> None:
+        arrivals_s = [p.arrival_s for p in self.waiting()]
+        assert self.queue.oldest_s() == min(arrivals_s, default=None)
 
     def teardown(self) -> None:
         # Left alone, the queue empties itself: nothing is stuck in it.

@@ -18,7 +18,7 @@ _REQUEST = ("version", "protocol", "source", "outcome", "reason")
 class Observed(NamedTuple):
     """One histogram."""
 
-    count: float
+    number: float
     sum: float
 
 
@@ -56,8 +56,8 @@ class Recorded:
 
     def histogram(self, name: str, version: str) -> Observed:
         """Of one version; nothing where there is none."""
-        count = self.counts(f"{name}_count", "version").get((version,), 0.0)
-        return Observed(count, self.counts(f"{name}_sum", "version").get((version,), 0.0))
+        number = self.counts(f"{name}_count", "version").get((version,), 0.0)
+        return Observed(number, self.counts(f"{name}_sum", "version").get((version,), 0.0))
 
     def gauges(self, name: str, *labels: str) -> dict[Values, float]:
         """As they are now, by the values of labels."""

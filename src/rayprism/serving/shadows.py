@@ -125,7 +125,8 @@ class Shadows:
         tolerance: When two answers agree.
         links: Where the other versions are; None where there are none to be found.
         is_busy: Whether real requests have to wait.
-        draw: Uniform from 0 up to, but not including, 1.
+        draw: Uniform from 0 up to, but not including, 1; by default of a generator of its own,
+            since models seed the common one.
         clock: Seconds, monotonic.
     """
 
@@ -135,14 +136,14 @@ class Shadows:
         tolerance: Tolerance,
         links: Links | None,
         is_busy: Callable[[], bool],
-        draw: Callable[[], float] = random.random,
+        draw: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._version = version
         self._tolerance = tolerance
         self._links = links
         self._is_busy = is_busy
-        self._draw = draw
+        self._draw = draw or random.Random().random
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         # Of no request, or the one that began to look would be held, and named in the log, for as

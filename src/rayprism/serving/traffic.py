@@ -135,7 +135,8 @@ class Traffic:
         model: The model's name.
         version: What is answered here.
         links: Where the other versions are; None where there are none to be found.
-        draw: Uniform from 0 up to, but not including, 1.
+        draw: Uniform from 0 up to, but not including, 1; by default of a generator of its own,
+            since models seed the common one.
         clock: Seconds, monotonic.
     """
 
@@ -144,13 +145,13 @@ class Traffic:
         model: str,
         version: int,
         links: Links | None,
-        draw: Callable[[], float] = random.random,
+        draw: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.version = version
         self.links = links
-        self._draw = draw
+        self._draw = draw or random.Random().random
         self._clock = clock
         self._config = TrafficConfig()
         self._split: Split | None = None

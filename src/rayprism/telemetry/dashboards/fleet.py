@@ -122,13 +122,17 @@ def _stats() -> tuple[Panel, ...]:
 
 
 def _alerts() -> Panel:
+    # An alert of a whole model has no version, and an empty cell would say that none is firing.
+    firing = _FIRING
+    for label in ("model", "version"):
+        firing = f'label_replace({firing}, "{label}", "-", "{label}", "")'
     return Panel(
         title="Alerts that are firing",
         description="Each with what it is about. Begin here: the alert's runbook says what to do.",
         unit="none",
         queries=(
             Query(
-                f"count by (alertname, severity, cluster, model, version) ({_FIRING})",
+                f"count by (alertname, severity, cluster, model, version) ({firing})",
                 "{{alertname}}",
             ),
         ),
