@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ INTERVAL_VARIABLE = "RAYPRISM_METRICS_INTERVAL_S"
 """Seconds between two times that metrics are sent; 5 by default."""
 
 _FLUSH_LOG_EVERY_S = 1.0
+_SECONDS_TO_ASK_AGAIN = 30
 logger = logging.getLogger("ray.serve.rayprism")
 
 
@@ -128,8 +130,12 @@ class Reporting:
         return read
 
     async def _flush_log(self) -> None:
-        while True:
+        for number in count(1):
             await asyncio.sleep(_FLUSH_LOG_EVERY_S)
+            # The controller was away when it was asked.
+            unknown = self._service is not None and self._service.is_stable is None
+            if unknown and number % _SECONDS_TO_ASK_AGAIN == 0:
+                await asyncio.to_thread(self.look_up_role)
             if self.telemetry.log is not None:
                 await asyncio.to_thread(self.telemetry.log.flush)
 
