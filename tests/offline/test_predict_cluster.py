@@ -180,7 +180,7 @@ def test_actors_driver_and_node_are_killed(
     job = write_job(tmp_path / "job.yaml", repository, data, tmp_path / "out", limits=limits)
     # By default Ray waits for a minute for the head node to come back. Long enough, still, for the
     # job to tell of it first, on a machine that is busy with its neighbours.
-    soon = {"RAY_gcs_rpc_server_reconnect_timeout_s": "15"}
+    soon = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
     chaos = Chaos(job, tmp_path, repository, seed=3, mean_s=0.5, environment=soon)
     done = chaos.run(["actor", "driver", "actor", "node"])
     assert dict(done.kills) == {"actor": 2, "driver": 1, "node": 1}

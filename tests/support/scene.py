@@ -48,6 +48,8 @@ STABLE, CANDIDATE, SHADOW, BROKEN = 1, 2, 3, 4
 FAIL, FAIL_CANDIDATE, DIFFER = 1.0, 2.0, 3.0
 """What a row asks for: an error of all versions, of the candidate; another answer of the shadow."""
 
+_RPC_TIMEOUT_S = 15.0
+
 SHOWN = """
 import time
 
@@ -235,7 +237,12 @@ class Client:
                 x = triton_grpc.InferInput("x", [1, 3], "FP32")
                 x.set_data_from_numpy(np.array([data], np.float32))
                 try:
-                    answer = client.infer("shown", [x], headers={"application": "shown"})
+                    answer = client.infer(
+                        "shown",
+                        [x],
+                        headers={"application": "shown"},
+                        client_timeout=_RPC_TIMEOUT_S,
+                    )
                     found = (answer.get_response().model_version, "OK")
                 except InferenceServerException as error:
                     found = ("", str(error.status()))
