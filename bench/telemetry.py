@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import machine, tiny_model
+from bench import machine
 from bench.cluster import BenchCluster
 from bench.figures import Target, clean, median_of, paired_ratio, select
 from bench.load import drive
 from bench.report import context, number, table, targets
 from bench.shell import run_and_report
-from bench.tiny_model import MODEL, infer_body, write_onnx
+from bench.tiny_model import MODEL, infer_body, push, write_onnx
 
 __all__ = ["main"]
 
@@ -57,7 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(marker: str, folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
     repository = folder / "repository"
-    _push(folder, repository)
+    model_file = folder / "tiny.onnx"
+    write_onnx(model_file)
+    push(model_file, repository)
     body = infer_body()
     samples = []
     with BenchCluster(f"{marker}/haproxy", rayprism=True) as cluster, _Collector() as collector:
@@ -96,20 +98,6 @@ def _run(marker: str, folder: Path, seconds: float, rounds: int) -> dict[str, An
         "verdicts": judge(samples),
         "samples": samples,
     }
-
-
-def _push(folder: Path, repository: Path) -> None:
-    from rayprism.models.push import push_model
-    from rayprism.models.repository import Repository
-
-    model_file = folder / "tiny.onnx"
-    write_onnx(model_file)
-    push_model(
-        Repository(repository),
-        MODEL,
-        model_file,
-        example={tiny_model.INPUT: tiny_model.sample_row()},
-    )
 
 
 def _route(case: int, twin: str) -> str:

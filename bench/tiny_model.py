@@ -99,10 +99,11 @@ def expected(path: Path) -> float:
     return float(session_of(path).run([OUTPUT], {INPUT: sample_row()})[0][0, 0])
 
 
-def push(model_file: Path, repository: Path) -> None:
-    """Pushes the model as version 1 of a repository, if that is not there yet."""
+def push(model_file: Path, repository: Path, *, versions: int = 1) -> None:
+    """Pushes the model as versions 1, 2, ... of a repository; those that are there stay."""
     from rayprism.models.push import push_model
     from rayprism.models.repository import Repository
 
-    if not (repository / MODEL / "1").exists():
-        push_model(Repository(repository), MODEL, model_file, example={INPUT: sample_row()})
+    for version in range(1, versions + 1):
+        if not (repository / MODEL / str(version)).exists():
+            push_model(Repository(repository), MODEL, model_file, example={INPUT: sample_row()})

@@ -16,14 +16,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from bench import machine, tiny_model
+from bench import machine
 from bench.cluster import BenchCluster, ClusterFailed
 from bench.figures import Target, clean, median_of, paired_ratio, select
 from bench.load import drive
 from bench.open_loop import drive_open
 from bench.report import context, milliseconds, number, table, targets
 from bench.shell import run_and_report
-from bench.tiny_model import MODEL, infer_body, infer_path, write_onnx
+from bench.tiny_model import MODEL, infer_body, infer_path, push, write_onnx
 
 __all__ = ["main"]
 
@@ -121,7 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(marker: str, folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
     repository = folder / "repository"
-    _push(folder, repository)
+    model_file = folder / "tiny.onnx"
+    write_onnx(model_file)
+    push(model_file, repository, versions=3)
     with BenchCluster(f"{marker}/haproxy", rayprism=True) as cluster:
         fleet = _Fleet(cluster, repository)
         fleet.deploy()
@@ -168,21 +170,6 @@ def _run(marker: str, folder: Path, seconds: float, rounds: int) -> dict[str, An
         "verdicts": judge(samples),
         "samples": samples,
     }
-
-
-def _push(folder: Path, repository: Path) -> None:
-    from rayprism.models.push import push_model
-    from rayprism.models.repository import Repository
-
-    model_file = folder / "tiny.onnx"
-    write_onnx(model_file)
-    for _ in range(3):
-        push_model(
-            Repository(repository),
-            MODEL,
-            model_file,
-            example={tiny_model.INPUT: tiny_model.sample_row()},
-        )
 
 
 def _sample(

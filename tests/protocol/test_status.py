@@ -8,6 +8,8 @@ import pytest
 from rayprism import errors
 from rayprism.errors import Overloaded, RayprismError, RequestError, SetupError
 from rayprism.protocol.status import (
+    code_of_grpc,
+    code_of_http,
     error_body,
     grpc_status,
     http_status,
@@ -33,6 +35,23 @@ def make(kind: type[RequestError], message: str = "it went wrong") -> RequestErr
 
 def test_every_request_error_has_a_status() -> None:
     assert set(EXPECTED) == set(RequestError.__subclasses__())
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_a_status_tells_the_code_again(kind: type[RequestError]) -> None:
+    status, name = EXPECTED[kind]
+    assert code_of_http(status, has_retry_after=kind is Overloaded) == kind.code
+    # Over gRPC two codes share a status; the more general one is meant.
+    assert code_of_grpc(name) == ("invalid_input" if kind is errors.TooLarge else kind.code)
+
+
+def test_what_no_error_of_ours_has() -> None:
+    assert [code_of_http(status) for status in (200, 418, 502)] == [
+        "ok",
+        "invalid_input",
+        "internal",
+    ]
+    assert code_of_grpc("DATA_LOSS") == "internal"
 
 
 @pytest.mark.parametrize("kind", EXPECTED)

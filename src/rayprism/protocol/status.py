@@ -24,7 +24,15 @@ import orjson
 
 from rayprism.errors import Overloaded, RequestError
 
-__all__ = ["error_body", "grpc_status", "http_status", "public_message", "retry_after_header"]
+__all__ = [
+    "code_of_grpc",
+    "code_of_http",
+    "error_body",
+    "grpc_status",
+    "http_status",
+    "public_message",
+    "retry_after_header",
+]
 
 _STATUSES = {
     "invalid_input": (400, "INVALID_ARGUMENT"),
@@ -37,6 +45,9 @@ _STATUSES = {
     "model_failed": (500, "INTERNAL"),
 }
 _OTHER = (500, "INTERNAL")
+# Of codes that share a status, the first.
+_BY_HTTP = {http: code for code, (http, _) in reversed(_STATUSES.items())}
+_BY_GRPC = {grpc: code for code, (_, grpc) in reversed(_STATUSES.items())}
 _NEUTRAL = "internal error; the server's log has the details"
 # gRPC sends the message in HTTP/2 trailers, which proxies commonly bound at 8 KiB.
 _MAX_MESSAGE = 4000
@@ -55,6 +66,29 @@ def http_status(error: BaseException) -> int:
 def grpc_status(error: BaseException) -> str:
     """The name of the gRPC status code for an error, as in `grpc.StatusCode`."""
     return _status(error)[1]
+
+
+def code_of_http(status: int, *, has_retry_after: bool = False) -> str:
+    """The code of the error in an answer over HTTP, as far as it tells; `ok` for 200.
+
+    Args:
+        status: Of the answer.
+        has_retry_after: Whether it says when to come back, as a full queue does.
+    """
+    if status == 503:
+        return "overloaded" if has_retry_after else "not_ready"
+    if status == 200:
+        return "ok"
+    return _BY_HTTP.get(status, "invalid_input" if status < 500 else "internal")
+
+
+def code_of_grpc(name: str) -> str:
+    """The code of the error that belongs to a gRPC status, as far as that tells.
+
+    Args:
+        name: As in `grpc.StatusCode`.
+    """
+    return _BY_GRPC.get(name, "internal")
 
 
 def public_message(error: BaseException) -> str:

@@ -21,21 +21,13 @@ from rayprism.serving.traffic import (
     Target,
 )
 
-__all__ = ["HttpCall", "reason_of", "send_answer", "shadow_copy"]
+__all__ = ["HttpCall", "send_answer", "shadow_copy"]
 
 _VERSION = VERSION_HEADER.encode()
 _CONTEXT = frozenset((b"traceparent", b"tracestate"))
 _REPLACED = frozenset(
     {_VERSION, TIMEOUT_HEADER.encode(), FORWARDED_HEADER.encode(), b"x-request-id"}
 )
-_CODES = {
-    200: "ok",
-    404: "not_found",
-    413: "too_large",
-    500: "model_failed",
-    501: "unsupported",
-    504: "deadline_exceeded",
-}
 _RETURNED = (
     b"content-type",
     b"content-encoding",
@@ -154,13 +146,6 @@ def _reason(answer: Answer) -> str:
     if answer.status == 504:
         return "late"
     return "refused" if 400 <= answer.status < 500 else "error"
-
-
-def reason_of(answer: Answer) -> str:
-    """The code of the error in another version's answer, as far as its status tells."""
-    if answer.status == 503:
-        return "overloaded" if b"retry-after" in answer.headers else "not_ready"
-    return _CODES.get(answer.status, "invalid_input" if answer.status < 500 else "internal")
 
 
 async def send_answer(send: Send, answer: Answer) -> None:

@@ -20,7 +20,12 @@ from ray.serve.context import _get_serve_request_context
 
 from rayprism.errors import Overloaded, RequestError, Unsupported
 from rayprism.protocol import grpc as codec
-from rayprism.protocol.status import grpc_status, public_message, retry_after_header
+from rayprism.protocol.status import (
+    code_of_grpc,
+    grpc_status,
+    public_message,
+    retry_after_header,
+)
 from rayprism.serving.forward_grpc import GrpcAnswer, GrpcCall, grpc_shadow_copy
 from rayprism.serving.http import NO_LOADING
 from rayprism.serving.service import ModelService
@@ -39,15 +44,6 @@ __all__ = ["GrpcMethods", "ServerMethods", "rpc"]
 _DAY_S = 86_400.0
 _RETURNED = frozenset({VERSION_HEADER, "retry-after"})
 """Trailing metadata of another version's error that its client gets."""
-_CODES = {
-    grpc.StatusCode.INVALID_ARGUMENT: "invalid_input",
-    grpc.StatusCode.NOT_FOUND: "not_found",
-    grpc.StatusCode.UNIMPLEMENTED: "unsupported",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "overloaded",
-    grpc.StatusCode.UNAVAILABLE: "not_ready",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline_exceeded",
-    grpc.StatusCode.INTERNAL: "model_failed",
-}
 
 logger = logging.getLogger("ray.serve.rayprism")
 _Method = Callable[[Any, Any, Any], Awaitable[Any]]
@@ -174,7 +170,8 @@ class GrpcMethods(ServerMethods):
         """Inference, here or by the version that the request belongs to."""
         service = self.service
         began_s = service.now_s()
-        said = dict(grpc_context.invocation_metadata())
+        metadata = grpc_context.invocation_metadata()
+        said = dict(metadata)
         request_id = grpc_context.request_id() or _request_id()
         record = service.telemetry.begin(
             "grpc",
@@ -185,14 +182,14 @@ class GrpcMethods(ServerMethods):
             said.get("tracestate"),
         )
         try:
-            return await self._answer_infer(request, grpc_context, said, record)
+            return await self._answer_infer(request, grpc_context, metadata, said, record)
         except RequestError as error:
             record.reason = error.code
             raise
         except grpc.aio.AioRpcError as error:
             # Of the version that the client named.
             record.version = record.forwarded_to
-            record.reason = _CODES.get(error.code(), "internal")
+            record.reason = code_of_grpc(error.code().name)
             raise
         except asyncio.CancelledError:
             record.reason = "cancelled"
@@ -204,12 +201,16 @@ class GrpcMethods(ServerMethods):
             service.telemetry.finish(record)
 
     async def _answer_infer(
-        self, request: Any, grpc_context: Any, said: Mapping[str, str], record: RequestRecord
+        self,
+        request: Any,
+        grpc_context: Any,
+        metadata: Sequence[tuple[str, str]],
+        said: Mapping[str, str],
+        record: RequestRecord,
     ) -> Any:
         service = self.service
         arrival_s, request_id = record.began_s, record.request_id
         grpc_context.set_trailing_metadata([(VERSION_HEADER, service.version)])
-        metadata = grpc_context.invocation_metadata()
         most_s = parse_timeout(said.get(TIMEOUT_HEADER))
         target = self._target(request, said)
         if target is not None:

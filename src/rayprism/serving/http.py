@@ -22,6 +22,7 @@ from rayprism.protocol.metadata import (
     repository_index,
     server_metadata,
 )
+from rayprism.protocol.status import code_of_http
 from rayprism.serving.asgi import (
     AsgiApp,
     ClientLeft,
@@ -39,7 +40,7 @@ from rayprism.serving.asgi import (
     send_method_not_allowed,
     unknown_path,
 )
-from rayprism.serving.forward_http import HttpCall, reason_of, send_answer, shadow_copy
+from rayprism.serving.forward_http import HttpCall, send_answer, shadow_copy
 from rayprism.serving.service import ModelService
 from rayprism.serving.traffic import (
     FORWARDED_HEADER,
@@ -247,7 +248,9 @@ class ModelApp(AsgiApp):
                 )
                 answer = await traffic.send(target, budget_s, call.deliver, record)
                 if answer is not None:
-                    record.reason = reason_of(answer)
+                    record.reason = code_of_http(
+                        answer.status, has_retry_after=b"retry-after" in answer.headers
+                    )
                     await send_answer(send, answer)
                     return
         body = await inflate_body(sent, headers, limit_bytes)

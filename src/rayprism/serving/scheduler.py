@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ from rayprism.telemetry.records import BatchRecord, RequestRecord
 __all__ = ["BatchRunner", "Execution", "Scheduler"]
 
 Execution = Literal["auto", "inline", "thread"]
-OnBatch = Callable[[BatchRecord, int, int, Sequence[RequestRecord]], None]
+OnBatch = Callable[[BatchRecord, int, int, Iterable[RequestRecord | None]], None]
 logger = logging.getLogger("ray.serve.rayprism")
 
 
@@ -410,7 +410,8 @@ class Scheduler:
         self._statistics.batch(rows, times)
         if self._on_batch is not None:
             cost, padding = self._cost(batch, rows)
-            requests = [pending.item.job.record for pending in batch]
+            # Looked at only where requests are traced.
+            requests = (pending.item.job.record for pending in batch)
             self._on_batch(record, cost, padding, requests)
         if self._placement.observe(run_s):
             self._measured_run_s = run_s  # what it was while warming up is refuted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -239,7 +239,11 @@ class ModelService:
         return {name: outputs[name] for name in names} if request.outputs else outputs
 
     def _on_batch(
-        self, record: BatchRecord, cost: int, padding: int, requests: Sequence[RequestRecord]
+        self,
+        record: BatchRecord,
+        cost: int,
+        padding: int,
+        requests: Iterable[RequestRecord | None],
     ) -> None:
         traces = []
         if self.telemetry.tracer is not None:
