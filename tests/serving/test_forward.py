@@ -865,7 +865,9 @@ async def test_uvicorn(http: Any) -> None:
     serving = asyncio.create_task(web.serve())
     await until(lambda: web.started)
     port = web.servers[0].sockets[0].getsockname()[1]
-    async with forwarding(port) as forwarder:
+    # Server and client share one loop here: on a busy machine a hundred connections at once take
+    # the second that a connection may take.
+    async with forwarding(port, connect_timeout_s=10) as forwarder:
         for path in (b"/sized", b"/chunked"):
             asked = [
                 forwarder.post(path, [(b"x-asked", b"%d" % n)], b"%d" % n * 5000, 10)
