@@ -104,14 +104,14 @@ def run_haproxy(plan: Plan, cluster: BenchCluster, bare: Server) -> list[dict[st
     answer = _wait(plan, rayprism)
     noop = {
         "name": "noop",
-        "import_path": "bench.peers:noop",
+        "import_path": "bench.peers.ray_serve:noop",
         "route_prefix": "/noop",
         # The same limits as rayprism's deployment has.
         "args": {"answer": answer.decode(), "options": {"max_ongoing_requests": 8192}},
         "deployments": [{"name": "noop", "ray_actor_options": {"num_cpus": 0.5}}],
     }
     lane = {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "bench.peers:noop_lane",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "bench.peers.ray_serve:noop_lane",
         LANE_ANSWER: answer.decode(),
     }
     cluster.deploy(
@@ -153,7 +153,7 @@ def run_default(plan: Plan, cluster: BenchCluster, bare: Server) -> list[dict[st
         cluster.deploy(
             {
                 "name": name,
-                "import_path": "bench.peers:documented",
+                "import_path": "bench.peers.ray_serve:documented",
                 "route_prefix": f"/{name}",
                 "args": {"model_file": model_file, **args},
             }

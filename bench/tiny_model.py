@@ -28,7 +28,7 @@ MODEL = "tiny"
 INPUT, OUTPUT = "features", "score"
 FEATURES, HIDDEN = 30, 32
 LANE_ANSWER = "RAYPRISM_BENCH_ANSWER"
-"""Environment variable of a replica: what `bench.peers.noop_lane` answers."""
+"""Environment variable of a replica: what `bench.peers.ray_serve.noop_lane` answers."""
 _SEED = 20
 
 
