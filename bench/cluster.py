@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -13,13 +15,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bench.processes import MARKER, end_marked
+import psutil
+
+from bench.processes import MARKER, end_marked, marked
+from rayprism.fleet.edits import Edit, apply_edits
 from rayprism.fleet.environment import cluster_environment
-from rayprism.fleet.processes import end_processes
+from rayprism.fleet.processes import end_processes, find_members
+from rayprism.fleet.rollout import Mark, describe_progress, has_failed, is_ready
 
 __all__ = [
     "BenchCluster",
@@ -30,8 +37,14 @@ __all__ = [
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_TIMEOUT_S = 90.0
+_GRPC_SERVICE = "rayprism.protocol.grpc:add_GRPCInferenceServiceServicer_to_server"
 _DRAIN_S = 1.0
 """Replicas that are taken away have nothing to finish: no use in waiting Serve's half minute."""
+_REPLICA_PORTS, _SLOTS = 50, 32
+"""So many ports for the replicas of each cluster, and so many clusters beside each other."""
+_FIRST_HTTP, _FIRST_GRPC = 31_100, 21_100
+"""Below what Linux gives to clients' connections (32768 to 60999), and beside what clusters take
+that were started otherwise (30000 to 31000; workers 10002 to 19999)."""
 
 
 class ClusterFailed(Exception):
@@ -73,16 +86,43 @@ def clean_environment(marker: str) -> dict[str, str]:
 def _ports_of_its_own() -> dict[str, str]:
     """So that the cluster may stand beside others; nothing here changes its speed."""
     metrics, stats, http, grpc = free_ports(4)
+    first_http, first_grpc = _replica_ports()
     return {
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "33000",
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "33999",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "43000",
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": "43999",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_http),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_http + _REPLICA_PORTS - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first_grpc + _REPLICA_PORTS - 1),
     }
+
+
+_slots = itertools.count()
+
+
+def _replica_ports() -> tuple[int, int]:
+    """The first of the ports for HTTP and for gRPC; none of them is in use.
+
+    Replicas listen with SO_REUSEPORT: those of two clusters on one port would share its requests.
+    """
+    for _ in range(_SLOTS):
+        offset = next(_slots) % _SLOTS * _REPLICA_PORTS
+        firsts = _FIRST_HTTP + offset, _FIRST_GRPC + offset
+        if all(_is_free(first + port) for first in firsts for port in range(_REPLICA_PORTS)):
+            return firsts
+    raise ClusterFailed(
+        f"no {_REPLICA_PORTS} free ports in a row from {_FIRST_HTTP} and {_FIRST_GRPC} on. Mend: "
+        "end what an earlier run left behind (`ss -ltnp` shows it)"
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("0.0.0.0", port))
+        return True
+    return False
 
 
 class BenchCluster:
@@ -92,16 +132,27 @@ class BenchCluster:
         marker: Of the run; see `bench.processes`.
         rayprism: Whether its environment is what `rayprism up` sets, or Ray's defaults.
         cpus: Logical ones, which bound how many replicas there may be, not how fast they are.
+        environment: Beside it, and instead of what `rayprism up` would set by itself.
+        grpc: Whether its proxy takes the Open Inference Protocol's gRPC, too.
     """
 
-    def __init__(self, marker: str, *, rayprism: bool, cpus: int = 4) -> None:
+    def __init__(
+        self,
+        marker: str,
+        *,
+        rayprism: bool,
+        cpus: int = 4,
+        environment: Mapping[str, str] | None = None,
+        grpc: bool = False,
+    ) -> None:
         self._marker = marker
         self._rayprism = rayprism
         self._cpus = cpus
+        self._environment = dict(environment or {})
         # Short: sockets in it may have no more than 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="rpb-"))
         self._process: subprocess.Popen[bytes] | None = None
-        gcs, dashboard, agent, agent_grpc, http = free_ports(5)
+        gcs, dashboard, agent, agent_grpc, http, grpc_port = free_ports(6)
         self._ports = {
             "port": gcs,
             "dashboard-port": dashboard,
@@ -109,7 +160,9 @@ class BenchCluster:
             "dashboard-agent-grpc-port": agent_grpc,
         }
         self.http_port = http
-        self._api = f"http://127.0.0.1:{dashboard}/api/serve/applications/"
+        self.grpc_port = grpc_port if grpc else None
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        self._api = f"{self.dashboard}/api/serve/applications/"
         self._applications: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
@@ -133,9 +186,9 @@ class BenchCluster:
         return f"http://127.0.0.1:{self.http_port}{path}"
 
     def _start(self) -> None:
-        environment = clean_environment(self._marker)
+        environment = clean_environment(self._marker) | self._environment
         if self._rayprism:
-            environment |= _ports_of_its_own()
+            environment = _ports_of_its_own() | environment
             environment = cluster_environment(
                 self._marker, self._folder, None, drain_s=_DRAIN_S, base=environment
             )
@@ -183,9 +236,39 @@ class BenchCluster:
             ClusterFailed: One of them cannot start, or not in time.
         """
         for application in applications:
-            self._applications[application["name"]] = dict(application)
+            self._applications[application["name"]] = deepcopy(dict(application))
         self._put()
         self._wait([application["name"] for application in applications], timeout_s)
+
+    def change(self, edits: Sequence[Edit], *, timeout_s: float = 120.0) -> None:
+        """Changes applications that run, and waits until nothing is left of before.
+
+        Raises:
+            ClusterFailed: One of them cannot become so, or not in time.
+        """
+        config = {"applications": list(self._applications.values())}
+        apply_edits(config, edits)
+        self._applications = {item["name"]: item for item in config["applications"]}
+        details = self.details()
+        names = list(dict.fromkeys(edit.application for edit in edits))
+        marks = {name: Mark.of(details, name, edits) for name in names}
+        self._put()
+        deadline = time.monotonic() + timeout_s
+        while True:
+            details = self.details()
+            if all(is_ready(details, name, mark) for name, mark in marks.items()):
+                return
+            for name, mark in marks.items():
+                if why := has_failed(details, name, mark):
+                    raise ClusterFailed(why)
+                if time.monotonic() > deadline:
+                    progress = describe_progress(details, name, mark, reason=True)
+                    raise ClusterFailed(f"not so after {timeout_s:.0f} s: {progress}")
+            time.sleep(0.05)
+
+    def application(self, name: str) -> dict[str, Any]:
+        """What was deployed under a name, with what has been changed since. A copy."""
+        return deepcopy(self._applications[name])
 
     def remove(self, names: Sequence[str], *, wait: bool = False) -> None:
         """Takes applications away, and waits until their replicas are gone if asked to."""
@@ -199,11 +282,16 @@ class BenchCluster:
             time.sleep(0.1)
 
     def _put(self) -> None:
-        config = {
+        config: dict[str, Any] = {
             "proxy_location": "HeadOnly",
             "http_options": {"host": "127.0.0.1", "port": self.http_port},
             "applications": list(self._applications.values()),
         }
+        if self.grpc_port is not None:
+            config["grpc_options"] = {
+                "port": self.grpc_port,
+                "grpc_servicer_functions": [_GRPC_SERVICE],
+            }
         request = urllib.request.Request(
             self._api,
             data=json.dumps(config).encode(),
@@ -232,6 +320,12 @@ class BenchCluster:
             if time.monotonic() > deadline:
                 raise ClusterFailed(f"not running after {timeout_s:.0f} s: {', '.join(waiting)}")
             time.sleep(0.05)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of the cluster."""
+        # Some of Ray's processes write their title over their environment, and the mark with it.
+        found = [*marked(self._marker), *find_members(self._marker, self._folder)]
+        return list({process.pid: process for process in found}.values())
 
     def stop(self) -> None:
         """Ends every process of the run, and removes the cluster's files."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MARKER", "CpuMeter", "CpuUse", "end_marked", "marked", "new_marker", "role_of"]
+__all__ = ["MARKER", "CpuMeter", "CpuUse", "busy_s", "end_marked", "marked", "new_marker", "role_of"]
 
 MARKER = "RAYPRISM_BENCH_RUN"
 """Environment variable that every process of a run inherits, so that none is left behind."""
@@ -111,7 +111,7 @@ class CpuMeter:
     def __init__(self, marker: str) -> None:
         self._processes = dict(_roles(marker))
         self._at_start = self._seconds()
-        self._busy_at_start = _busy_s()
+        self._busy_at_start = busy_s()
         self._load_at_start = _children_s()
         self._own_at_start = time.process_time()
         self._started = time.monotonic()
@@ -126,7 +126,7 @@ class CpuMeter:
             by_role[role] = by_role.get(role, 0.0) + used
         by_role["load"] = _children_s() - self._load_at_start
         accounted = sum(by_role.values()) + time.process_time() - self._own_at_start
-        busy = _busy_s() - self._busy_at_start
+        busy = busy_s() - self._busy_at_start
         return CpuUse(by_role, max(0.0, busy - accounted) / elapsed_s)
 
     def _seconds(self) -> dict[psutil.Process, float]:
@@ -148,7 +148,8 @@ def _roles(marker: str) -> Iterable[tuple[psutil.Process, str]]:
             continue
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
+    """CPU seconds that this machine's cores have been busy, with anything, since it started."""
     times: Mapping[str, float] = psutil.cpu_times()._asdict()
     # Guest time is counted in user time already; stolen time is another machine's.
     idle = ("idle", "iowait", "guest", "guest_nice", "steal")

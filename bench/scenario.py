@@ -226,6 +226,8 @@ class Bound(_Strict):
     """Another server; `best-peer`: the one whose own figure is best."""
     against_load: str | None = None
     """Another load; by default the same."""
+    against_measure: str | None = None
+    """Another figure; by default the same."""
     against_value: Positive | None = None
     """A number, to divide by: a target."""
     at_least: float | None = None
@@ -260,6 +262,8 @@ class Scenario(_Strict):
             for server in load.servers or ():
                 if server not in self.servers:
                     faults.append(f"loads.{name}.servers: no server {server!r}")
+            if isinstance(load, JobLoad) or getattr(load, "actions", ()):
+                faults += self._only_rayprism(name, load)
             rate = load.rate if isinstance(load, RequestLoad) else None
             if isinstance(rate, RateOf):
                 earlier = list(self.loads)[: list(self.loads).index(name)]
@@ -274,9 +278,33 @@ class Scenario(_Strict):
             faults += [
                 f"bounds.{index}: no server {item!r}" for item in servers - set(self.servers)
             ]
+            faults += self._never_measured(index, bound)
         if faults:
             raise ValueError("; ".join(sorted(map(str, faults))))
         return self
+
+    def _only_rayprism(self, name: str, load: Load) -> list[str]:
+        what = "jobs" if isinstance(load, JobLoad) else "actions"
+        return [
+            f"loads.{name}: {server!r} is of kind {self.servers[server].kind}, and {what} are for "
+            "rayprism: name its servers"
+            for server in load.servers or self.servers
+            if server in self.servers and self.servers[server].kind != "rayprism"
+        ]
+
+    def _never_measured(self, index: int, bound: Bound) -> list[str]:
+        sides = (
+            (bound.server, bound.load),
+            (bound.against or bound.server, bound.against_load or bound.load),
+        )
+        return [
+            f"bounds.{index}: load {name!r} is not for server {server!r}"
+            for server, name in dict.fromkeys(sides)
+            if server in self.servers
+            and (load := self.loads.get(name))
+            and load.servers is not None
+            and server not in load.servers
+        ]
 
 
 def load_scenario(path: Path) -> Scenario:

@@ -21,6 +21,7 @@ __all__ = [
     "AsgiApp",
     "ClientLeft",
     "Headers",
+    "Message",
     "Receive",
     "Scope",
     "Send",

@@ -160,6 +160,20 @@ class ModelApp(AsgiApp):
         self.signature = ((_VERSION, service.version.encode()),)
         self._own_route = f"/versions/{service.version}"
 
+    @property
+    def max_body_bytes(self) -> int:
+        """Longer bodies are refused."""
+        return self._service.config.max_body_bytes
+
+    def infer_paths(self, prefix: str) -> tuple[str, ...]:
+        """The paths of inference requests, where the application is mounted at a prefix."""
+        model = f"/v2/models/{self._service.model_name}"
+        return tuple(
+            f"{prefix}{named}{version}/infer"
+            for named in ("", model)
+            for version in ("", self._own_route)
+        )
+
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str
     ) -> None:

@@ -18,6 +18,7 @@ from rayprism.models.repository import Repository
 from rayprism.serving.controller import ask_controller
 from rayprism.serving.grpc import GrpcMethods
 from rayprism.serving.http import ModelApp
+from rayprism.serving.lane import open_lane
 from rayprism.serving.links import Links
 from rayprism.serving.reporting import Reporting, report_failed_load
 from rayprism.serving.service import ModelService
@@ -78,7 +79,9 @@ class ModelReplica(GrpcMethods):
 
     def __serve_build_asgi_app__(self) -> ModelApp:
         """Called by Serve once the replica is constructed."""
-        return ModelApp(self.service)
+        app = ModelApp(self.service)
+        open_lane(app)
+        return app
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None, rank: Any) -> None:
         """Takes a new `user_config` in place; a faulty one is refused and the last good one kept.

@@ -1,0 +1,1 @@
+"""The load generator: when requests leave, what sends them, and what is made of the answers."""

@@ -1,0 +1,452 @@
+"""A kept-alive HTTP/1.1 connection of the fast lane, taken over from uvicorn.
+
+uvicorn goes on to own it: what is no plain inference request (another path, a chunked body, an
+upgrade, a time-out of Serve's, a full replica) goes back to it, byte for byte, and it answers.
+Large bodies are read straight into the memory in which the runtime gets them.
+
+Source: RFC 9112 for what a message is; the parser is uvicorn's own, llhttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, Protocol
+
+import httptools
+import numpy as np
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from rayprism.serving.asgi import Message, Receive, Scope, Send
+
+__all__ = ["Accounts", "LaneConnection", "LaneState", "take_over"]
+
+Body = bytes | memoryview
+_DIRECT_FROM_BYTES = 32 * 1024
+"""Bodies from this size are read into their own memory; below, the copy is cheaper."""
+_MAX_HEAD_BYTES = 64 * 1024
+"""A longer head is uvicorn's to judge."""
+_SERVES_ONLY = frozenset(
+    {
+        b"expect",
+        b"transfer-encoding",
+        b"upgrade",
+        # Serve's own: what they ask for is only in its own handling of a request.
+        b"x-request-timeout-seconds",
+        b"x-request-disconnect-disabled",
+    }
+)
+_REQUEST_ID = b"x-request-id"
+_CLIENT_LEFT = 499
+_ALIGNMENT = 64
+_END = b"\r\n\r\n"
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+}
+
+
+class Accounts(Protocol):
+    """Who is told of each request."""
+
+    def begin(self) -> bool:
+        """Takes a slot; False where none is free."""
+
+    def end(self, status: int, took_s: float) -> None:
+        """Gives the slot back."""
+
+
+class LaneState(Protocol):
+    """What the connections share."""
+
+    prefix: str
+    paths: dict[bytes, str]
+
+    @property
+    def app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """Answers requests."""
+
+    @property
+    def accounts(self) -> Accounts:
+        """Who is told of each."""
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Longer bodies are uvicorn's to refuse."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the lane may be taken."""
+
+    def new_request_id(self) -> bytes:
+        """For a request that brings none."""
+
+
+def take_over(send: Send, lane: LaneState) -> None:
+    """Takes a connection over from uvicorn that has just sent a whole answer, where that can be.
+
+    Args:
+        send: uvicorn's own, of the request that was answered.
+        lane: What the connections share.
+    """
+    cycle = getattr(send, "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle) or not cycle.response_complete:
+        return
+    transport = cycle.transport
+    protocol = transport.get_protocol()
+    if (
+        isinstance(protocol, HttpToolsProtocol)
+        and cycle.keep_alive
+        and not cycle.more_body
+        # Nothing of a next request is here.
+        and protocol.scope is cycle.scope
+        and not protocol.pipeline
+        and not transport.is_closing()
+    ):
+        LaneConnection(protocol, transport, lane).take()
+
+
+class _Request:
+    """What llhttp says of the head of one request."""
+
+    __slots__ = ("head", "headers", "length", "path", "url")
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.path = ""
+        self.length = 0
+        self.head = b""
+
+    @property
+    def json_length(self) -> int:
+        """How much of the body is JSON, where binary tensors follow it; else 0."""
+        for name, value in self.headers:
+            if name == b"inference-header-content-length":
+                return int(value) if value.isdigit() and len(value) < 10 else 0
+        return 0
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+
+class LaneConnection(asyncio.Protocol):
+    """Reads inference requests, one at a time, and writes their answers.
+
+    Args:
+        web: uvicorn's protocol, which owns the connection.
+        transport: The connection.
+        lane: What the connections share.
+    """
+
+    def __init__(self, web: HttpToolsProtocol, transport: Any, lane: LaneState) -> None:
+        self._web = web
+        self._transport = transport
+        self._lane = lane
+        self._loop = asyncio.get_running_loop()
+        self._server = web.server_state
+        self._received = b""
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+        self._idle_since_s = self._loop.time()
+        self._idle: asyncio.TimerHandle | None = None
+        self._may_write = asyncio.Event()
+        if not web.flow.write_paused:
+            self._may_write.set()
+
+    def take(self) -> None:
+        """Takes the connection from uvicorn; nothing is half read or half answered."""
+        self._web._unset_keepalive_if_required()
+        self._server.connections.discard(self._web)
+        # So that uvicorn's server waits for its end, and says when it should be.
+        self._server.connections.add(self)
+        self._transport.set_protocol(self)
+        self._check_idle()
+
+    def _give_back(self, data: bytes) -> None:
+        """Lets uvicorn answer what has come."""
+        self._received = b""
+        self._leave()
+        self._server.connections.add(self._web)
+        self._transport.set_protocol(self._web)
+        self._web.data_received(data)
+
+    def _leave(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._server.connections.discard(self)
+
+    def _check_idle(self) -> None:
+        """Closes the connection where it has been idle for as long as uvicorn allows."""
+        limit_s, now_s = self._web.timeout_keep_alive, self._loop.time()
+        left_s = float(limit_s)
+        if self._task is None:
+            left_s = self._idle_since_s + limit_s - now_s
+            if left_s <= 0:
+                self._transport.close()
+                return
+        # One timer for a connection, not one for each request.
+        self._idle = self._loop.call_later(left_s, self._check_idle)
+
+    # What asyncio and uvicorn's server call
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request, or of several."""
+        if self._received:
+            data = self._received + data
+        if self._task is None:
+            self._read(data)
+        else:
+            # The next one, before the answer to this one is there.
+            self._received = data
+            self._transport.pause_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client left: what it asked for is not worth doing any more."""
+        self._closing = True
+        self._leave()
+        self._may_write.set()
+        if self._task is not None:
+            self._task.cancel()
+        self._web.connection_lost(error)
+
+    def eof_received(self) -> None:
+        """The client sends no more: the connection is closed."""
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._web.pause_writing()
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._web.resume_writing()
+        self._may_write.set()
+
+    def shutdown(self) -> None:
+        """Called by uvicorn's server when it ends: after the answer that is due."""
+        if self._task is None:
+            self._transport.close()
+        else:
+            self._closing = True
+
+    # One request
+
+    def _read(self, data: bytes) -> None:
+        """Begins with the request at the start of what has come, once it is whole."""
+        end = data.find(_END)
+        if end < 0:
+            if len(data) > _MAX_HEAD_BYTES:
+                self._give_back(data)
+            else:
+                self._received = data
+            return
+        body_at = end + len(_END)
+        request = self._read_head(data[:body_at])
+        if request is None:
+            self._give_back(data)
+            return
+        stop = body_at + request.length
+        if len(data) >= stop:
+            self._received = data[stop:]
+            self.begin(request, data[body_at:stop], data)
+        elif request.length < _DIRECT_FROM_BYTES:
+            self._received = data
+        else:
+            _BodyReader(self, self._transport, request, data, body_at)
+
+    def _read_head(self, head: bytes) -> _Request | None:
+        """What the head says; None where uvicorn is to answer."""
+        lane = self._lane
+        if not lane.is_open:
+            return None
+        request = _Request()
+        parser = httptools.HttpRequestParser(request)
+        try:
+            parser.feed_data(head)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return None
+        path = lane.paths.get(request.url)
+        if (
+            path is None
+            or parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+            or not parser.should_keep_alive()
+        ):
+            return None
+        request.path = path
+        length = -1
+        for name, value in request.headers:
+            if name == b"content-length":
+                length = int(value)  # one such header, of digits: llhttp saw to that
+            elif name in _SERVES_ONLY:
+                return None
+        if not 0 <= length <= lane.max_body_bytes:
+            return None
+        request.length = length
+        return request
+
+    def begin(self, request: _Request, body: Body, data: bytes | None = None) -> None:
+        """Answers a request that is there as a whole.
+
+        Args:
+            request: Its head.
+            body: Its body.
+            data: All that has come, to give it back; None: the head and the body are all.
+        """
+        if not self._lane.accounts.begin():
+            if data is None:
+                data = request.head + bytes(body)
+            self._give_back(data)
+            return
+        self._task = self._loop.create_task(self._answer(request, body))
+
+    async def _answer(self, request: _Request, body: Body) -> None:
+        lane, began_s = self._lane, time.perf_counter()
+        headers = request.headers
+        request_id = next((value for name, value in headers if name == _REQUEST_ID), None)
+        if request_id is None:
+            request_id = lane.new_request_id()
+            headers.append((_REQUEST_ID, request_id))
+        scope: Scope = {
+            "type": "http",
+            "method": "POST",
+            "path": request.path,
+            "root_path": lane.prefix,
+            "headers": headers,
+        }
+        status = _CLIENT_LEFT
+
+        async def receive() -> Message:
+            nonlocal body
+            given, body = body, b""
+            return {"type": "http.request", "body": given, "more_body": False}
+
+        start: Message = {}
+
+        async def send(message: Message) -> None:
+            nonlocal start, status
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            await self._may_write.wait()
+            if not self._transport.is_closing():
+                status = start["status"]
+                self._write(start, request_id, message["body"])
+
+        try:
+            await lane.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._closing:
+                raise
+        finally:
+            lane.accounts.end(status, time.perf_counter() - began_s)
+            self._task = None
+        self._next()
+
+    def _write(self, start: Message, request_id: bytes, body: bytes) -> None:
+        content = [_STATUS_LINES[start["status"]]]
+        for name, value in self._server.default_headers:
+            content += (name, b": ", value, b"\r\n")
+        for name, value in start["headers"]:
+            content += (name, b": ", value, b"\r\n")
+        content += (b"x-request-id: ", request_id, b"\r\n")
+        if self._closing:
+            content.append(b"connection: close\r\n")
+        content.append(b"\r\n")
+        if len(body) < _DIRECT_FROM_BYTES:
+            content.append(body)
+            self._transport.write(b"".join(content))
+        else:
+            self._transport.write(b"".join(content))
+            self._transport.write(body)
+
+    def _next(self) -> None:
+        transport = self._transport
+        if transport.is_closing():
+            return
+        if self._closing:
+            transport.close()
+            return
+        self._idle_since_s = self._loop.time()
+        if self._received:
+            data, self._received = self._received, b""
+            transport.resume_reading()
+            self._read(data)
+
+
+class _BodyReader(asyncio.BufferedProtocol):
+    """Reads the rest of a large body straight into the memory that the runtime gets.
+
+    Args:
+        connection: Goes on when the body is whole.
+        transport: Of the connection.
+        request: Whose body.
+        data: What has come: the head, and the beginning of the body.
+        body_at: Where in it that begins.
+    """
+
+    def __init__(
+        self,
+        connection: LaneConnection,
+        transport: Any,
+        request: _Request,
+        data: bytes,
+        body_at: int,
+    ) -> None:
+        self._connection = connection
+        self._transport = transport
+        self._request = request
+        request.head = data[:body_at]
+        self._body = _aligned(request.length, request.json_length)
+        self._filled = len(data) - body_at
+        self._body[: self._filled] = memoryview(data)[body_at:]
+        self._switch(self)
+
+    def _switch(self, protocol: asyncio.BaseProtocol) -> None:
+        # uvloop chooses how it reads when reading starts.
+        self._transport.pause_reading()
+        self._transport.set_protocol(protocol)
+        self._transport.resume_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes belong; never more of them than the body has."""
+        return self._body[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """They are there."""
+        self._filled += nbytes
+        if self._filled == len(self._body):
+            self._switch(self._connection)
+            self._connection.begin(self._request, self._body.toreadonly())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client left in the middle."""
+        self._connection.connection_lost(error)
+
+    def eof_received(self) -> None:
+        """The client sends no more: the connection is closed."""
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._connection.resume_writing()
+
+
+def _aligned(length: int, json_length: int) -> memoryview:
+    """Memory for a body, in which the binary tensors after the JSON begin at a multiple of 64.
+
+    So that a runtime can take them where they lie: NumPy calls an array aligned where its address
+    is a multiple of its items' size.
+    """
+    memory = np.empty(length + _ALIGNMENT, np.uint8)
+    start = -(memory.ctypes.data + json_length) % _ALIGNMENT
+    return memoryview(memory.data)[start : start + length]
