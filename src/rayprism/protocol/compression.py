@@ -23,7 +23,7 @@ _LEVEL = 1
 long; measured with 20,000 normally distributed floats."""
 
 
-def decompress(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+def decompress(body: bytes | memoryview, encoding: str, limit_bytes: int) -> bytes | memoryview:
     """Inflates a body.
 
     Args:
@@ -54,12 +54,12 @@ def decompress(body: bytes, encoding: str, limit_bytes: int) -> bytes:
     )
 
 
-def _has_zlib_header(body: bytes) -> bool:
+def _has_zlib_header(body: bytes | memoryview) -> bool:
     # A raw stream never starts like this: it would be a stored block with padding that is not 0.
     return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
-def _inflate(body: bytes, name: str, wbits: int, limit_bytes: int) -> bytes:
+def _inflate(body: bytes | memoryview, name: str, wbits: int, limit_bytes: int) -> bytes:
     inflater = zlib.decompressobj(wbits)
     parts: list[bytes] = []
     room = limit_bytes

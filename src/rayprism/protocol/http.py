@@ -111,7 +111,7 @@ def _decode_outputs(outputs: Any, binary_by_default: bool) -> tuple[RequestedOut
     return tuple(wanted.values())
 
 
-def request_timeout_s(body: bytes, header_length: int | None = None) -> float | None:
+def request_timeout_s(body: bytes | memoryview, header_length: int | None = None) -> float | None:
     """The time that a request allows, in seconds, without a look at its tensors.
 
     Most requests name none, and those are not even parsed: a key that is written with escapes, as
@@ -122,7 +122,8 @@ def request_timeout_s(body: bytes, header_length: int | None = None) -> float | 
         body: As for `decode_infer_request`.
         header_length: Likewise.
     """
-    if body.find(b'"timeout"', 0, header_length) < 0:
+    text = body if isinstance(body, bytes) else bytes(body[:header_length])
+    if text.find(b'"timeout"', 0, header_length) < 0:
         return None
     try:
         parameters = parse_body(body, header_length).get("parameters")

@@ -108,8 +108,11 @@ def relative_path(scope: Scope) -> str:
     return path
 
 
-async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> bytes:
+async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> bytes | memoryview:
     """Reads a whole body, as it was sent.
+
+    Returns:
+        A read-only view where the fast lane read it into memory of its own.
 
     Raises:
         TooLarge: It is over the limit; what is over it is not kept.
@@ -123,15 +126,17 @@ async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> byt
     message = await receive()
     if message["type"] != "http.request":
         raise ClientLeft
-    body: bytes = message.get("body", b"")
+    body: bytes | memoryview = message.get("body", b"")
     if message.get("more_body", False):
-        body = await _read_rest(receive, body, limit_bytes)
+        body = await _read_rest(receive, bytes(body), limit_bytes)
     elif len(body) > limit_bytes:
         raise _too_large(len(body), limit_bytes)
     return body
 
 
-async def inflate_body(body: bytes, headers: Headers, limit_bytes: int) -> bytes:
+async def inflate_body(
+    body: bytes | memoryview, headers: Headers, limit_bytes: int
+) -> bytes | memoryview:
     """Inflates a body where the client compressed it.
 
     Raises:

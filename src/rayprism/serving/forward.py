@@ -136,7 +136,7 @@ class HttpForwarder:
         return len(self._idle)
 
     async def post(
-        self, path: bytes, headers: Sequence[Header], body: bytes, timeout_s: float
+        self, path: bytes, headers: Sequence[Header], body: bytes | memoryview, timeout_s: float
     ) -> Answer:
         """Sends one request and waits for its whole answer.
 
@@ -251,7 +251,9 @@ class _Connection(asyncio.Protocol):
 
     # What the forwarder asks for
 
-    async def exchange(self, head: bytes, body: bytes, due: float, timeout_s: float) -> Answer:
+    async def exchange(
+        self, head: bytes, body: bytes | memoryview, due: float, timeout_s: float
+    ) -> Answer:
         """Sends a request and waits for its answer, until `due` of the loop's clock."""
         transport = self._transport
         if transport is None or self.closing:

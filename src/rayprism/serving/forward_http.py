@@ -58,7 +58,7 @@ class HttpCall:
     def __init__(
         self,
         headers: Iterable[tuple[bytes, bytes]],
-        body: bytes,
+        body: bytes | memoryview,
         request_id: str,
         sender: str,
         target: Target,
@@ -111,7 +111,7 @@ async def _post(
     link: Link,
     headers: Iterable[tuple[bytes, bytes]],
     extra: list[tuple[bytes, bytes]],
-    body: bytes,
+    body: bytes | memoryview,
     budget_s: float,
 ) -> Answer:
     forwarder = links.http
@@ -158,7 +158,7 @@ async def send_answer(send: Send, answer: Answer) -> None:
 
 def shadow_copy(
     headers: Iterable[tuple[bytes, bytes]],
-    body: bytes,
+    body: bytes | memoryview,
     request_id: str,
     sender: str,
     request: InferRequest,

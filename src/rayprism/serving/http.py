@@ -305,7 +305,7 @@ class ModelApp(AsgiApp):
             key = headers.get(traffic.sticky_header_bytes)
         return traffic.target(None if wanted is None else wanted.decode("latin-1"), key)
 
-    def _allowed_s(self, sent: bytes, headers: Headers, most_s: float | None) -> float:
+    def _allowed_s(self, sent: bytes | memoryview, headers: Headers, most_s: float | None) -> float:
         """What a request that is not decoded allows, as far as can be read."""
         said_s = None
         if b"content-encoding" not in headers:

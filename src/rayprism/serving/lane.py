@@ -96,7 +96,7 @@ class _Switch:
             return None
         try:
             self._lane = Lane(_app, RayAccounts(self._replica))
-        except AttributeError:
+        except (AttributeError, TypeError):
             logger.warning("This Ray has no fast lane for requests.", exc_info=True)
             self._replica = None
         return self._lane
@@ -181,6 +181,7 @@ class RayAccounts:
 
     Raises:
         AttributeError: It is another than expected.
+        TypeError: Likewise.
     """
 
     def __init__(self, replica: Any) -> None:
@@ -205,13 +206,14 @@ class RayAccounts:
         # Whatever is missing shows now, and not in the middle of a request.
         for owner, names in (
             (self._semaphore, ("locked", "acquire", "release")),
-            (replica, ("max_queued_requests", "_deployment_config", "_route_prefix")),
+            (replica, ("_route_prefix",)),
             (metrics, ("_user_code_time_accumulator", "_max_processing_latency_trackers")),
             (metrics, ("_should_emit_request_ingress_metrics", "_ingress_metrics")),
             (metrics, ("_request_counter", "_error_counter")),
         ):
             for name in names:
                 getattr(owner, name)
+        _ = self.is_plain
 
     @property
     def prefix(self) -> str:
@@ -232,6 +234,8 @@ class RayAccounts:
             and not replica._http_options.root_path
             and replica.max_queued_requests != 0
             and not is_tracing_enabled()
+            # There the application has an event loop of its own.
+            and not replica._user_callable_wrapper._run_user_code_in_separate_thread
         )
 
     def begin(self) -> bool:

@@ -10,14 +10,18 @@ Source: RFC 9112 for what a message is; the parser is uvicorn's own, llhttp.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any, Protocol
 
 import httptools
 import numpy as np
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from rayprism.serving.asgi import Message, Receive, Scope, Send
 
@@ -42,10 +46,15 @@ _REQUEST_ID = b"x-request-id"
 _CLIENT_LEFT = 499
 _ALIGNMENT = 64
 _END = b"\r\n\r\n"
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode())
-    for status in HTTPStatus
-}
+_MAX_LENGTH_DIGITS = 18
+_FAILED = 500
+_FAILURE = (
+    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 21\r\nconnection: close\r\n\r\n"
+    b"Internal Server Error"
+)
+"""What uvicorn answers for an application that does not."""
+
+logger = logging.getLogger("ray.serve.rayprism")
 
 
 class Accounts(Protocol):
@@ -149,15 +158,12 @@ class LaneConnection(asyncio.Protocol):
         self._transport = transport
         self._lane = lane
         self._loop = asyncio.get_running_loop()
-        self._server = web.server_state
+        self._server: Any = web.server_state
         self._received = b""
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self._idle_since_s = self._loop.time()
         self._idle: asyncio.TimerHandle | None = None
-        self._may_write = asyncio.Event()
-        if not web.flow.write_paused:
-            self._may_write.set()
 
     def take(self) -> None:
         """Takes the connection from uvicorn; nothing is half read or half answered."""
@@ -175,17 +181,29 @@ class LaneConnection(asyncio.Protocol):
         self._server.connections.add(self._web)
         self._transport.set_protocol(self._web)
         self._web.data_received(data)
+        if self._closing:
+            # Said to this connection, while uvicorn had no part in it.
+            self._web.shutdown()
 
     def _leave(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
         self._server.connections.discard(self)
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nothing of a request is here: a body that is half read is something."""
+        return (
+            self._task is None
+            and not self._received
+            and self._transport.get_protocol() is self  # and not a _BodyReader
+        )
+
     def _check_idle(self) -> None:
         """Closes the connection where it has been idle for as long as uvicorn allows."""
         limit_s, now_s = self._web.timeout_keep_alive, self._loop.time()
         left_s = float(limit_s)
-        if self._task is None:
+        if self._is_idle:
             left_s = self._idle_since_s + limit_s - now_s
             if left_s <= 0:
                 self._transport.close()
@@ -210,9 +228,9 @@ class LaneConnection(asyncio.Protocol):
         """The client left: what it asked for is not worth doing any more."""
         self._closing = True
         self._leave()
-        self._may_write.set()
         if self._task is not None:
-            self._task.cancel()
+            # Not at once: a task that is cancelled before it begins would not give its slot back.
+            self._loop.call_soon(self._task.cancel)
         self._web.connection_lost(error)
 
     def eof_received(self) -> None:
@@ -221,19 +239,19 @@ class LaneConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read."""
         self._web.pause_writing()
-        self._may_write.clear()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._web.resume_writing()
-        self._may_write.set()
 
     def shutdown(self) -> None:
-        """Called by uvicorn's server when it ends: after the answer that is due."""
-        if self._task is None:
+        """Called by uvicorn's server when it ends: after the answers that are due."""
+        self._closing = True
+        if self._is_idle:
             self._transport.close()
-        else:
-            self._closing = True
+        elif self._task is None and self._transport.get_protocol() is self:
+            # Part of a small request: uvicorn knows whether it is enough to wait for the rest.
+            self._give_back(self._received)
 
     # One request
 
@@ -258,6 +276,7 @@ class LaneConnection(asyncio.Protocol):
         elif request.length < _DIRECT_FROM_BYTES:
             self._received = data
         else:
+            self._received = b""
             _BodyReader(self, self._transport, request, data, body_at)
 
     def _read_head(self, head: bytes) -> _Request | None:
@@ -283,10 +302,13 @@ class LaneConnection(asyncio.Protocol):
         length = -1
         for name, value in request.headers:
             if name == b"content-length":
-                length = int(value)  # one such header, of digits: llhttp saw to that
+                # One such header, of digits: llhttp saw to that, but not to how many.
+                length = int(value) if len(value) <= _MAX_LENGTH_DIGITS else -1
             elif name in _SERVES_ONLY:
                 return None
-        if not 0 <= length <= lane.max_body_bytes:
+        # Without a body llhttp is past the end of the message, and has forgotten whether the
+        # connection is to be closed.
+        if not 0 < length <= lane.max_body_bytes:
             return None
         request.length = length
         return request
@@ -320,7 +342,8 @@ class LaneConnection(asyncio.Protocol):
             "root_path": lane.prefix,
             "headers": headers,
         }
-        status = _CLIENT_LEFT
+        flow, transport = self._web.flow, self._transport
+        status = 0
 
         async def receive() -> Message:
             nonlocal body
@@ -334,50 +357,85 @@ class LaneConnection(asyncio.Protocol):
             if message["type"] == "http.response.start":
                 start = message
                 return
-            await self._may_write.wait()
-            if not self._transport.is_closing():
-                status = start["status"]
+            if status:
+                raise RuntimeError("a second answer to one request")
+            if flow.write_paused:
+                await flow.drain()
+            if not transport.is_closing():
                 self._write(start, request_id, message["body"])
+                status = start["status"]
 
         try:
             await lane.app(scope, receive, send)
-        except asyncio.CancelledError:
-            if not self._closing:
-                raise
+            if not status:
+                status = self._fail(status, None)
+        except (Exception, asyncio.CancelledError) as error:
+            status = self._fail(status, error)
         finally:
-            lane.accounts.end(status, time.perf_counter() - began_s)
+            lane.accounts.end(status or _CLIENT_LEFT, time.perf_counter() - began_s)
             self._task = None
         self._next()
 
     def _write(self, start: Message, request_id: bytes, body: bytes) -> None:
-        content = [_STATUS_LINES[start["status"]]]
+        transport = self._transport
+        # uvicorn, too, answers all that it has of pipelined requests before it ends.
+        is_last = self._closing and not self._received
+        content = [STATUS_LINE[start["status"]]]
         for name, value in self._server.default_headers:
             content += (name, b": ", value, b"\r\n")
         for name, value in start["headers"]:
             content += (name, b": ", value, b"\r\n")
         content += (b"x-request-id: ", request_id, b"\r\n")
-        if self._closing:
+        if is_last:
             content.append(b"connection: close\r\n")
         content.append(b"\r\n")
         if len(body) < _DIRECT_FROM_BYTES:
             content.append(body)
-            self._transport.write(b"".join(content))
+            transport.write(b"".join(content))
         else:
-            self._transport.write(b"".join(content))
-            self._transport.write(body)
+            transport.write(b"".join(content))
+            transport.write(body)
+        if is_last:
+            transport.close()
+
+    def _fail(self, status: int, error: BaseException | None) -> int:
+        """Ends the connection where the application failed, as uvicorn does.
+
+        Args:
+            status: Of the answer that was sent; 0: none was.
+            error: What it raised.
+
+        Returns:
+            The status of the answer; 0 where the client left before there was any.
+        """
+        transport = self._transport
+        if transport.is_closing():
+            return status
+        logger.error("The application failed in a request.", exc_info=error)
+        if not status:
+            status = _FAILED
+            content = [STATUS_LINE[status]]
+            for name, value in self._server.default_headers:
+                content += (name, b": ", value, b"\r\n")
+            content.append(_FAILURE)
+            transport.write(b"".join(content))
+        transport.close()
+        return status
 
     def _next(self) -> None:
         transport = self._transport
         if transport.is_closing():
             return
-        if self._closing:
-            transport.close()
-            return
         self._idle_since_s = self._loop.time()
         if self._received:
             data, self._received = self._received, b""
             transport.resume_reading()
-            self._read(data)
+            if self._closing:
+                self._give_back(data)
+            else:
+                self._read(data)
+        elif self._closing:
+            transport.close()
 
 
 class _BodyReader(asyncio.BufferedProtocol):
@@ -422,8 +480,10 @@ class _BodyReader(asyncio.BufferedProtocol):
         """They are there."""
         self._filled += nbytes
         if self._filled == len(self._body):
+            # uvloop keeps this reader until the connection ends; the memory is not for so long.
+            body, self._body = self._body, memoryview(b"")
             self._switch(self._connection)
-            self._connection.begin(self._request, self._body.toreadonly())
+            self._connection.begin(self._request, body.toreadonly())
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client left in the middle."""
