@@ -155,10 +155,10 @@ def _notes(bound: Bound, sides: Sequence[Side], samples: Sequence[Sample]) -> st
     for server, load, _ in sides:
         if bound.measure != FAILED and (count := _errors(samples, server, load)):
             notes.append(f"{server} answered {count:,} requests of {load} with errors")
-        limits = {
-            (item.get("generator") or {}).get("limited") for item in _of(samples, server, load)
-        }
-        notes += [f"{server}, {load}: {reason}" for reason in sorted(limits - {None})]
+        for item in _of(samples, server, load):
+            if limited := (item.get("generator") or {}).get("limited"):
+                notes.append(f"{server}, {load}: {limited}")
+                break
     return "; ".join(dict.fromkeys(notes)) or None
 
 

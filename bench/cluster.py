@@ -185,13 +185,16 @@ class BenchCluster:
         """Address of a path behind the cluster's proxy."""
         return f"http://127.0.0.1:{self.http_port}{path}"
 
-    def _start(self) -> None:
+    def _variables(self) -> dict[str, str]:
         environment = clean_environment(self._marker) | self._environment
-        if self._rayprism:
-            environment = _ports_of_its_own() | environment
-            environment = cluster_environment(
-                self._marker, self._folder, None, drain_s=_DRAIN_S, base=environment
-            )
+        if not self._rayprism:
+            return environment
+        environment = _ports_of_its_own() | environment
+        return cluster_environment(
+            self._marker, self._folder, None, drain_s=_DRAIN_S, base=environment
+        )
+
+    def _start(self) -> None:
         command = [
             *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
             # Ray takes this loopback address as it is, and 127.0.0.1 as that of the network.
@@ -205,7 +208,7 @@ class BenchCluster:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
-                env=environment,
+                env=self._variables(),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from bench.bounds import is_peer
 from bench.scenario import (
@@ -65,8 +65,8 @@ def only(
         ScenarioInvalid: A name is unknown, or a load needs one that is left out.
     """
     faults = [
-        *_unknown("servers", servers, scenario.servers),
-        *_unknown("loads", loads, scenario.loads),
+        *_unknown("server", servers, scenario.servers),
+        *_unknown("load", loads, scenario.loads),
     ]
     if faults:
         raise ScenarioInvalid("\n".join(faults))
@@ -152,12 +152,11 @@ def aimed_at(
     )
 
 
-def _unknown(what: str, given: Sequence[str] | None, known: Sequence[str] | object) -> list[str]:
-    names = list(known)  # type: ignore[call-overload]
+def _unknown(what: str, given: Sequence[str] | None, known: Collection[str]) -> list[str]:
     return [
-        f"no {what.rstrip('s')} {name!r}: the scenario has {', '.join(names)}"
+        f"no {what} {name!r}: the scenario has {', '.join(known)}"
         for name in given or ()
-        if name not in names
+        if name not in known
     ]
 
 

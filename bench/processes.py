@@ -13,7 +13,16 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MARKER", "CpuMeter", "CpuUse", "busy_s", "end_marked", "marked", "new_marker", "role_of"]
+__all__ = [
+    "MARKER",
+    "CpuMeter",
+    "CpuUse",
+    "busy_s",
+    "end_marked",
+    "marked",
+    "new_marker",
+    "role_of",
+]
 
 MARKER = "RAYPRISM_BENCH_RUN"
 """Environment variable that every process of a run inherits, so that none is left behind."""

@@ -15,7 +15,8 @@ _AROUND_S = 3.0
 _START_S = 15.0
 _JOB_S = 20.0
 _JOB_ROWS_PER_S = 100_000.0
-_TRIALS = 9
+_TRIALS = 5
+_BETWEEN_TRIALS_S = 1.0
 _NOISE_CORES = 0.2
 
 
@@ -25,8 +26,8 @@ def expected_s(load: Load) -> float:
         return _JOB_S + load.rows / _JOB_ROWS_PER_S
     if not isinstance(load, RequestLoad):
         return _START_S
-    once_s = load.warm_up_s + load.seconds + _AROUND_S
-    return once_s * _TRIALS if load.search else once_s
+    once_s = load.warm_up_s + load.seconds
+    return (once_s + _BETWEEN_TRIALS_S) * _TRIALS if load.search else once_s + _AROUND_S
 
 
 class Progress:

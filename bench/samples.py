@@ -12,6 +12,9 @@ A results file is one JSON document:
     samples[]                         one for each round, load and server
     bounds[]                          those of the scenario, with value, interval, met, why
     warnings[]                        sentences
+
+A sample has `server`, `load`, `round` (from 0), and of a load of requests what
+`bench.loadgen.summary.summarise` gives.
 """
 
 from __future__ import annotations
@@ -22,13 +25,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["FAILED", "Kind", "Measure", "Sample", "Samples", "main_measure", "value_at"]
+__all__ = ["FAILED", "ROLES", "Kind", "Measure", "Sample", "Samples", "main_measure", "value_at"]
 
 Sample = Mapping[str, Any]
 Kind = Literal["closed", "open", "search", "start", "job"]
 
 FAILED = "failed"
 """A path that is no key: all errors of a sample, without what was refused."""
+ROLES = ("replica", "server", "proxy", "ray")
+"""Of processes, as they follow each other in tables and plots; `load` is the load generator."""
 _COMPUTED = {"found", FAILED, "refused_share", "rss_peak_mib"}
 
 

@@ -262,8 +262,7 @@ class Scenario(_Strict):
             for server in load.servers or ():
                 if server not in self.servers:
                     faults.append(f"loads.{name}.servers: no server {server!r}")
-            if isinstance(load, JobLoad) or getattr(load, "actions", ()):
-                faults += self._only_rayprism(name, load)
+            faults += self._not_for(name, load)
             rate = load.rate if isinstance(load, RequestLoad) else None
             if isinstance(rate, RateOf):
                 earlier = list(self.loads)[: list(self.loads).index(name)]
@@ -283,13 +282,21 @@ class Scenario(_Strict):
             raise ValueError("; ".join(sorted(map(str, faults))))
         return self
 
-    def _only_rayprism(self, name: str, load: Load) -> list[str]:
-        what = "jobs" if isinstance(load, JobLoad) else "actions"
+    def _not_for(self, name: str, load: Load) -> list[str]:
+        """What servers of some kinds cannot do."""
+        if isinstance(load, JobLoad):
+            what, kinds = "jobs are for rayprism", ["rayprism"]
+        elif isinstance(load, RequestLoad) and load.actions:
+            what, kinds = "actions are for rayprism", ["rayprism"]
+        elif isinstance(load, RequestLoad) and load.body == "grpc":
+            what, kinds = "it has no gRPC", ["rayprism", "url"]
+        else:
+            return []
         return [
-            f"loads.{name}: {server!r} is of kind {self.servers[server].kind}, and {what} are for "
-            "rayprism: name its servers"
+            f"loads.{name}: {server!r} is of kind {self.servers[server].kind}, and {what}: name "
+            "the servers"
             for server in load.servers or self.servers
-            if server in self.servers and self.servers[server].kind != "rayprism"
+            if server in self.servers and self.servers[server].kind not in kinds
         ]
 
     def _never_measured(self, index: int, bound: Bound) -> list[str]:

@@ -1,4 +1,4 @@
-"""The results of a scenario as Markdown, for the README: what has to be reached, and the figures."""
+"""The results of a scenario as Markdown, for the README: targets, figures, ratios."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.bootstrap import ratio_interval
-from bench.samples import FAILED, Measure, Samples, main_measure
+from bench.samples import FAILED, ROLES, Measure, Samples, main_measure
 
 __all__ = [
     "SEED",
@@ -26,7 +26,7 @@ SEED = 1
 """Of the intervals in tables: the same results give the same tables."""
 
 _LOADS_IN_A_TABLE = 3
-_PACKAGES = ("ray", "onnxruntime", "wrk")
+_PACKAGES = ("ray", "onnxruntime")
 
 Ratio = tuple[float, tuple[float, float] | None]
 """A median of the rounds' own ratios, with its interval where there is more than one round."""
@@ -101,9 +101,9 @@ def per_request(samples: Samples, load: str, server: str) -> dict[str, float]:
     roles = dict.fromkeys(
         role for each in samples.of(load, server) for role in each.get("cpu_us_per_request") or ()
     )
-    found = {
-        role: samples.median(load, server, f"cpu_us_per_request.{role}") for role in sorted(roles)
-    }
+    ordered = [role for role in ROLES if role in roles]
+    ordered += sorted(role for role in roles if role not in ROLES)
+    found = {role: samples.median(load, server, f"cpu_us_per_request.{role}") for role in ordered}
     return {role: value for role, value in found.items() if value is not None}
 
 
@@ -125,6 +125,8 @@ def machine_line(results: Mapping[str, Any]) -> str:
     )
     packages = [f"{name} {versions[name]}" for name in _PACKAGES if versions.get(name)]
     packages.append(f"Python {versions.get('python', '?')}")
+    if any(each.get("client") == "wrk" for each in results.get("samples") or ()):
+        packages.append(f"wrk {versions.get('wrk', '?')}")
     state = " with changes" if commit.get("changed_since") else ""
     rounds = scenario.get("rounds", 1)
     counted = f"Medians of {rounds} interleaved rounds" if rounds > 1 else "One round"

@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.loadgen.histogram import POINTS, decode, percentile_of
 from bench.scenario import Search
 from bench.search import RateSearch
 
 __all__ = ["Outcome", "judge_trial", "search_rate"]
 
-_KEYS = {25.0: "p25", 50.0: "p50", 75.0: "p75", 90.0: "p90", 95.0: "p95", 99.0: "p99"} | {
-    99.9: "p999",
-    99.99: "p9999",
-}
+_KEYS = {point: name for name, point in POINTS.items()}
 """Percentiles that a sample has by themselves."""
 
 
@@ -24,38 +22,41 @@ class Outcome:
 
     Args:
         p_s: The percentile that is looked at; None where nothing was answered.
-        held: Whether the rate was held.
-        why: Not, in a few words; None where it was.
+        why: The rate was not held, in a few words; None where it was.
         sure: That it was no hiccup: half of the answers came too late, or there was none.
-        limited: Why it was the load generator that did not hold it, or None.
+        limited: Why it may have been the load generator that did not hold it, or None.
     """
 
     p_s: float | None
-    held: bool
     why: str | None
-    sure: bool
-    limited: str | None
+    sure: bool = False
+    limited: str | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether the rate was held."""
+        return self.why is None
 
 
 def judge_trial(figures: Mapping[str, Any], search: Search) -> Outcome:
     """Whether the figures of a rate hold the latency that is searched for.
 
-    What was refused or failed counts as too late. Its share is taken off what may be late.
+    What was refused or failed counts as too late. A load generator that was late itself makes
+    latency, which counts from when requests were meant to leave, no better: what held has held.
     """
     limited = (figures.get("generator") or {}).get("limited")
     ok, requests = figures["ok"], figures["requests"]
     if not ok:
-        return Outcome(None, False, "nothing was answered", True, limited)
+        return Outcome(None, "nothing was answered", True, limited)
     p_s = _percentile(figures, search.percentile)
-    half_late = _percentile(figures, 50.0) > search.at_most_s
-    why = None
     if (requests - ok) / requests > 1 - search.percentile / 100:
         why = f"{requests - ok:,} of {requests:,} failed or were refused"
     elif p_s > search.at_most_s:
         why = f"p{search.percentile:g} was {p_s * 1e3:.1f} ms"
-    elif limited:
-        why = limited
-    return Outcome(p_s, why is None, why, half_late, limited)
+    else:
+        return Outcome(p_s, None)
+    half_late = _percentile(figures, 50.0) > search.at_most_s
+    return Outcome(p_s, why, half_late, limited)
 
 
 def search_rate(
@@ -87,10 +88,9 @@ def search_rate(
         last = drive(rate, number)
         outcome = judge_trial(last, search)
         rates.tell(held=outcome.held, sure=outcome.sure)
-        steps.append(
-            {"rate": rate, "p_s": outcome.p_s, "held": outcome.held, "why": outcome.why}
-        )
-        say(f"{rate:,.1f}/s {'held' if outcome.held else f'not held: {outcome.why}'}")
+        steps.append({"rate": rate, "p_s": outcome.p_s, "held": outcome.held, "why": outcome.why})
+        beside = f"; {outcome.limited}" if outcome.limited else ""
+        say(f"{rate:,.1f}/s {'held' if outcome.held else f'not held: {outcome.why}{beside}'}")
         if outcome.held:
             best = last
         else:
@@ -106,8 +106,6 @@ def search_rate(
 
 
 def _percentile(figures: Mapping[str, Any], percentile: float) -> float:
-    if (key := _KEYS.get(percentile)) in figures["latency_s"]:
+    if (key := _KEYS.get(percentile)) is not None:
         return float(figures["latency_s"][key])
-    from bench.loadgen import histogram
-
-    return histogram.percentile(figures["histogram"], percentile)
+    return percentile_of(decode(figures["histogram"]), percentile)

@@ -111,7 +111,7 @@ def read_trace(path: Path) -> NDArray[np.float64]:
         raise TraceInvalid(f"{path}: a trace needs two different times at least")
     if trace[0] > trace[-1] - trace[0]:
         raise TraceInvalid(
-            f"{path}: the first request comes {trace[0]:g} s after the start, and all others within "
+            f"{path}: the first request comes {trace[0]:g} s after the start, and the last one "
             f"{trace[-1] - trace[0]:g} s after it: give seconds from the start of the trace"
         )
     return trace

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from hdrh.histogram import HdrHistogram
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 __all__ = ["FIGURES", "POINTS", "decode", "encode", "figures", "merge", "percentile_of"]
 
@@ -68,11 +68,11 @@ def encode(latencies_s: ArrayLike, counts: ArrayLike | None = None) -> str:
         Compressed, format V2, base64.
     """
     latencies_us = np.rint(np.asarray(latencies_s, dtype=np.float64) * 1e6).astype(np.int64)
-    values, inverse = np.unique(
-        np.clip(latencies_us, _LOWEST_US, _HIGHEST_US), return_inverse=True
-    )
-    weights: NDArray[np.float64] = np.bincount(
-        inverse, weights=None if counts is None else np.asarray(counts), minlength=len(values)
+    values, inverse = np.unique(np.clip(latencies_us, _LOWEST_US, _HIGHEST_US), return_inverse=True)
+    weights = np.bincount(
+        inverse,
+        weights=np.ones(len(inverse)) if counts is None else np.asarray(counts, np.float64),
+        minlength=len(values),
     )
     histogram = _empty()
     for value, count in zip(values.tolist(), weights.tolist(), strict=True):

@@ -53,7 +53,7 @@ class Plan:
     seconds: float = 5.0
     warm_up_s: float = 1.0
     rate: float | None = None
-    arrivals: Arrivals = Arrivals()
+    arrivals: Arrivals = field(default_factory=Arrivals)
     seed: int = 1
     processes: int = 1
     timeout_s: float = 30.0

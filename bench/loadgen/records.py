@@ -168,9 +168,7 @@ class Records:
             loop=parts[0].loop,
             cpu_share=tuple(share for part in parts for share in part.cpu_share),
             samples=tuple(sample for part in parts for sample in part.samples),
-            **{
-                name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS
-            },
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS},
         )
 
     def within(self, seconds: float) -> Records:

@@ -25,7 +25,7 @@ class _Spec(ctypes.Structure):
 
 
 class Timer:
-    """Calls back once for each time it is set.
+    """Calls back once for each time it is set, and never before it.
 
     Where the system has no timerfd, it is the event loop's timer, up to 1 ms late.
 
@@ -51,14 +51,14 @@ class Timer:
         """Calls at this time of `time.monotonic`, and not at one that was set before."""
         if self._file < 0:
             self.cancel()
-            self._handle = self._loop.call_later(max(0.0, due - time.monotonic()), self._callback)
+            self._handle = self._loop.call_later(
+                max(0.0, due - time.monotonic()), self._on_handle, due
+            )
             return
         # 0 would switch it off.
         nanoseconds = max(1, int(due * 1e9))
         spec = _Spec(0, 0, nanoseconds // 1_000_000_000, nanoseconds % 1_000_000_000)
-        if self._system.timerfd_settime(
-            self._file, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None
-        ):
+        if self._system.timerfd_settime(self._file, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None):
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
     def cancel(self) -> None:
@@ -75,6 +75,13 @@ class Timer:
             self._loop.remove_reader(self._file)
             os.close(self._file)
             self._file = -1
+
+    def _on_handle(self, due: float) -> None:
+        # uvloop's timers may come early, by less than the millisecond that its clock has.
+        if time.monotonic() < due:
+            self.set(due)
+        else:
+            self._callback()
 
     def _on_file(self) -> None:
         try:

@@ -25,6 +25,7 @@ __all__ = [
     "Body",
     "BodyKind",
     "RowsInvalid",
+    "SignatureInvalid",
     "decode",
     "encode",
     "from_rows_file",
@@ -60,6 +61,10 @@ class AnswerInvalid(Exception):
 
 class RowsInvalid(Exception):
     """A file of rows cannot be sent; says which line, and how to mend it."""
+
+
+class SignatureInvalid(Exception):
+    """A model's metadata does not tell what it takes."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ def decode(
         kind: Of the request. An answer to a `binary` one that comes without
             Inference-Header-Content-Length is read as JSON.
         headers: Of the answer; gRPC needs none.
-        body: Of the answer.
+        body: Of the answer, not compressed: no load asks for that.
 
     Returns:
         The outputs by name. Arrays may be read-only; BYTES are object arrays of `bytes`.
@@ -170,11 +175,7 @@ def decode(
 def _decode_http(body: bytes, headers: Mapping[str, str]) -> Tensors:
     from tritonclient.http import InferResult
 
-    result = InferResult.from_response_body(
-        body,
-        header_length=headers.get(_LENGTH_HEADER),
-        content_encoding=headers.get("content-encoding"),
-    )
+    result = InferResult.from_response_body(body, header_length=headers.get(_LENGTH_HEADER))
     names = [output["name"] for output in result.get_response()["outputs"]]
     return {name: _bytes_for_text(result.as_numpy(name)) for name in names}
 
@@ -219,6 +220,7 @@ def from_rows_file(
 
     Raises:
         RowsInvalid: The file cannot be read, is empty, or a line does not fit the signature.
+        SignatureInvalid: It does not tell the inputs.
     """
     specs = _specs(signature)
     taken = [_row(specs, line, f"{path}:{number}") for number, line in _lines(path)]
@@ -251,10 +253,22 @@ _Specs = Mapping[str, tuple[Datatype, tuple[int, ...]]]
 
 
 def _specs(signature: Mapping[str, Any]) -> _Specs:
-    return {
-        item["name"]: (Datatype(item["datatype"]), tuple(map(int, item["shape"])))
-        for item in signature["inputs"]
-    }
+    try:
+        specs = {
+            item["name"]: (Datatype(item["datatype"]), tuple(map(int, item["shape"])))
+            for item in signature["inputs"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise SignatureInvalid(
+            f"the model's metadata tells no inputs that can be made ({error!r}); each needs a "
+            f"name, a datatype of the Open Inference Protocol and a shape: {signature!r:.300}"
+        ) from None
+    if not specs:
+        raise SignatureInvalid(
+            "the model's metadata has no inputs, so no request can be made: its server has to be "
+            "told what the model takes"
+        )
+    return specs
 
 
 def _row(specs: _Specs, line: str, where: str) -> Tensors:
@@ -276,8 +290,10 @@ def _row_value(
 ) -> Array:
     inner = shape[1:]
     found = _nested_shape(value)
-    if found == () and all(size in (1, -1) for size in inner):
-        found, value = (1,) * len(inner), [value]
+    if found == ():
+        value = [value]
+        if all(size in (1, -1) for size in inner):
+            found = (1,) * len(inner)
     fits = len(found) == len(inner) and all(
         want in (-1, size) for want, size in zip(inner, found, strict=True)
     )
@@ -287,7 +303,7 @@ def _row_value(
             "(-1: any size)"
         )
     try:
-        return array_from_values(name, datatype, found, value if inner else [value]).reshape(found)
+        return array_from_values(name, datatype, found, value)
     except InvalidInput as error:
         raise RowsInvalid(f"{where}: {error}") from None
 
@@ -314,6 +330,9 @@ def from_signature(
             same for all inputs of a request, as a mask is as long as its tokens.
         kind: Of the bodies.
         seed: The same seed gives the same bodies.
+
+    Raises:
+        SignatureInvalid: The metadata does not tell the inputs.
     """
     random = np.random.default_rng(seed)
     specs = _specs(metadata)

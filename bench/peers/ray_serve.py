@@ -2,12 +2,14 @@
 
 # No `from __future__ import annotations` here: FastAPI has to see the request's type, and Ray
 # rebuilds the route's signature in the replica.
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from ray import serve
@@ -15,15 +17,29 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 
+from bench.peers.served import Arguments, InvalidRequest, Served, Tensors, open_model
 from bench.tiny_model import INPUT, LANE_ANSWER, MODEL, OUTPUT, session_of
 
-__all__ = ["documented", "noop", "noop_lane"]
+__all__ = ["documented", "documented_text", "noop", "noop_lane", "tuned"]
 
 Message = MutableMapping[str, Any]
 AsgiApp = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
     Awaitable[None],
 ]
+
+
+# Before the deployments: Ray writes them down, with what they refer to, as it meets them.
+def _open(args: dict[str, Any]) -> Served:
+    tokenizer = args.get("tokenizer")
+    return open_model(
+        Arguments(
+            model=args["model"],
+            model_file=Path(args["model_file"]),
+            port=0,
+            tokenizer=None if tokenizer is None else Path(tokenizer),
+        )
+    )
 
 
 class Tensor(BaseModel):
@@ -88,6 +104,120 @@ def documented(args: dict[str, Any]) -> Application:
     options = args.get("options", {})
     model = Model.options(**options).bind(args["model_file"], args.get("batching", {}))
     return Ingress.options(**options).bind(model)
+
+
+class TextTensor(BaseModel):
+    """One tensor of texts."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[str]
+
+
+class TextRequest(BaseModel):
+    """The part of an Open Inference Protocol request that is used here."""
+
+    inputs: list[TextTensor]
+
+
+text_api = FastAPI()
+
+
+@serve.deployment
+@serve.ingress(text_api)
+class TextIngress:
+    """HTTP in front of a model of texts, written as `Ingress`."""
+
+    def __init__(self, model: DeploymentHandle) -> None:
+        self._model = model
+
+    @text_api.post("/infer")
+    async def infer(self, request: TextRequest) -> dict[str, Any]:
+        embedding = await self._model.predict.remote(request.inputs[0].data[0])
+        output = {
+            "name": "embedding",
+            "datatype": "FP32",
+            "shape": [1, len(embedding)],
+            "data": embedding,
+        }
+        return {"model_version": "1", "outputs": [output]}
+
+
+@serve.deployment
+class TextModel:
+    """The model behind it, written as `Model`."""
+
+    def __init__(self, args: dict[str, Any], batching: dict[str, Any]) -> None:
+        self._served = _open(args)
+        if "max_batch_size" in batching:
+            self.predict.set_max_batch_size(batching["max_batch_size"])
+        if "batch_wait_timeout_s" in batching:
+            self.predict.set_batch_wait_timeout_s(batching["batch_wait_timeout_s"])
+
+    @serve.batch
+    async def predict(self, texts: list[str]) -> list[list[float]]:
+        feed = self._served.prepare({"text": np.array(texts, object)})
+        (outputs,) = self._served.run([feed])
+        rows: list[list[float]] = outputs["embedding"].tolist()
+        return rows
+
+
+def documented_text(args: dict[str, Any]) -> Application:
+    """`documented` for a model that takes one text a request.
+
+    Args:
+        args: `model`, `model_file` and `tokenizer`; `options` and `batching` as there.
+    """
+    options = args.get("options", {})
+    model = TextModel.options(**options).bind(args, args.get("batching", {}))
+    return TextIngress.options(**options).bind(model)
+
+
+tuned_api = FastAPI()
+
+
+@serve.deployment
+@serve.ingress(tuned_api)
+class Tuned:
+    """Ray Serve as somebody writes it who knows where its time goes.
+
+    One deployment: a handle would cost more than the model. FastAPI only routes; the body is read
+    and the answer written without pydantic. Batches begin at once, and what comes while one runs is
+    in the next. A model of some milliseconds runs in a thread, so that its replica goes on reading.
+    """
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self._served = _open(args)
+        self._in_a_thread: bool = args["in_a_thread"]
+
+    @tuned_api.post("/infer")
+    async def infer(self, request: Request) -> Response:
+        header_length = request.headers.get("inference-header-content-length")
+        body = await request.body()
+        try:
+            length = None if header_length is None else int(header_length)
+            tensors = self._served.decode(body, length)
+        except InvalidRequest as error:
+            return Response(str(error), status_code=400)
+        outputs = await self.predict(tensors)
+        return Response(self._served.encode(outputs), media_type="application/json")
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)
+    async def predict(self, requests: list[Tensors]) -> list[Tensors]:
+        if self._in_a_thread:
+            return await asyncio.to_thread(self._served.run, requests)
+        return self._served.run(requests)
+
+
+def tuned(args: dict[str, Any]) -> Application:
+    """FastAPI ingress and `@serve.batch` in one deployment.
+
+    Args:
+        args: `model`, `model_file` and `tokenizer`; `in_a_thread`, whether the model runs beside
+            the event loop; `options` of the deployment.
+    """
+    return Tuned.options(**args.get("options", {})).bind(args)
 
 
 def noop(args: dict[str, Any]) -> Application:

@@ -242,7 +242,7 @@ def open_model(arguments: Arguments) -> Served:
 
 
 def _read(body: bytes, header_length: int | None) -> Tensors:
-    if header_length is None and _BINARY in body[:_HEADER_BYTES]:
+    if header_length is None and body.find(_BINARY, 0, _HEADER_BYTES) >= 0:
         # Latin-1, so that a character is a byte.
         start = body[:_HEADER_BYTES].decode("latin-1")
         header_length = json.JSONDecoder().raw_decode(start)[1]

@@ -50,7 +50,7 @@ def edits_for(action: Action, name: str, original: Mapping[str, Any]) -> list[Ed
                 )
             return [Edit(name, TRAFFIC_PATH, action.value or ABSENT)]
         case "scale":
-            if not isinstance(action.value, int) or action.value < 1:
+            if type(action.value) is not int or action.value < 1:
                 raise ActionFailed(f"scale takes a number of replicas, got {action.value!r}")
             return [
                 Edit(name, _AUTOSCALING_PATH, ABSENT),

@@ -1,4 +1,4 @@
-"""What every server under load has in common: it is started, asked until it answers rightly, ended."""
+"""What servers under load have in common: started, asked until they answer rightly, ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import psutil
 
 from bench.models import MODELS, BenchModel, ModelFiles, ModelUnavailable
-from bench.models.bodies import Body, decode, encode
+from bench.models.bodies import AnswerInvalid, Body, decode, encode
 from bench.scenario import Action, Server
 from bench.servers.meter import Meter
 from bench.servers.replica_metrics import ReplicaReader
@@ -29,6 +29,7 @@ __all__ = [
     "RunContext",
     "RunningServer",
     "Unavailable",
+    "ask",
     "infer_path",
     "model_of",
     "set_paused",
@@ -72,7 +73,7 @@ class RunContext:
 
     @property
     def repository(self) -> Path:
-        """rayprism's model repository of the run."""
+        """Rayprism's model repository of the run."""
         return self.folder / "repository"
 
     def files(self, model: BenchModel) -> ModelFiles:
@@ -193,14 +194,14 @@ class Probe:
         """The request."""
         return encode(self.model.name, self.tensors, "json")
 
-    def fault(self, url: str) -> str | None:
-        """Asks once. None where the answer is right, else what is wrong, in a line."""
+    def fault(self, url: str, answer_s: float = _ANSWER_S) -> str | None:
+        """Asks once. None where the answer is right in time, else what is wrong, in a line."""
         try:
-            headers, content = _post(url, self.body)
+            headers, content = ask(url, self.body, answer_s)
             outputs = decode("json", headers, content)
             if self.model.is_right(self.tensors, outputs):
                 return None
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        except (OSError, AnswerInvalid) as error:
             return f"{type(error).__name__}: {error}"
         return f"wrong: {content[:_SHOWN].decode(errors='replace')}"
 
@@ -234,16 +235,28 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Proxies of the environment are for the internet."""
 
 
-def _post(url: str, body: Body) -> tuple[dict[str, str], bytes]:
-    request = urllib.request.Request(url, data=body.content, headers=dict(body.headers))
+def ask(
+    url: str, body: Body | None = None, answer_s: float = _ANSWER_S
+) -> tuple[dict[str, str], bytes]:
+    """Asks once; a POST where there is a body.
+
+    Returns:
+        The headers, in small letters, and the answer.
+
+    Raises:
+        OSError: No answer, or one of another status than 200.
+    """
+    content, headers = (None, {}) if body is None else (body.content, dict(body.headers))
+    request = urllib.request.Request(url, data=content, headers=headers)
     try:
-        with _opener.open(request, timeout=_ANSWER_S) as answer:
-            headers = {name.lower(): value for name, value in answer.headers.items()}
-            return headers, answer.read()
+        with _opener.open(request, timeout=answer_s) as answer:
+            return {name.lower(): value for name, value in answer.headers.items()}, answer.read()
     except urllib.error.HTTPError as error:
         with error:
             text = error.read(_SHOWN).decode(errors="replace")
         raise OSError(f"status {error.code}: {text}") from None
+    except http.client.HTTPException as error:
+        raise OSError(f"{type(error).__name__}: {error}") from None
 
 
 def set_paused(processes: Iterable[psutil.Process], paused: bool) -> None:

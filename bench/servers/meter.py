@@ -34,7 +34,7 @@ def role_in_sample(command: Sequence[str], rest: str) -> str:
     Returns:
         `replica`, `proxy`, `load` or that.
     """
-    if command and Path(command[0]).name == "wrk" or any(
+    if (command and Path(command[0]).name == "wrk") or any(
         generator in part for part in command for generator in _GENERATORS
     ):
         return "load"
@@ -102,7 +102,7 @@ class Meter:
         """How often each other process was looked at."""
         self._series = _Series()
         self._cpu_s: dict[str, float] = {}
-        self._steps = 0
+        self._looks = 0
         self._over = threading.Event()
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -167,24 +167,23 @@ class Meter:
 
     def _pause_s(self) -> float:
         """Until the next look, so that looks do not fall behind by what they take."""
-        return max(0.0, self._started_s + (self._steps + 1) * self._step_s - self._clock())
+        return max(0.0, self._started_s + (self._series.steps + 1) * self._step_s - self._clock())
 
     def _step(self) -> None:
-        now_s = self._clock() - self._started_s
-        step_s = now_s - self._elapsed_s
-        # What is left at the end may be too short to be a figure of its own.
-        whole = step_s >= 0.5 * self._step_s
-        self._elapsed_s = now_s
-        self._find()
-        if self._steps % _ROLES_EVERY == 0:
+        if self._looks % _ROLES_EVERY == 0:
             self._name_anew()
+        self._looks += 1
+        self._find()
         used_s, rss_mib = self._look()
+        now_s = self._clock() - self._started_s
+        span_s, self._elapsed_s = now_s - self._elapsed_s, now_s
         for role, seconds in used_s.items():
             self._cpu_s[role] = self._cpu_s.get(role, 0.0) + seconds
-        if whole:
-            cores = {role: seconds / step_s for role, seconds in used_s.items()}
+        cores = {role: seconds / max(span_s, 1e-9) for role, seconds in used_s.items()}
+        # A look that came late tells of all the steps since the last one; the one at the end may
+        # tell of too little to be a figure of its own.
+        while self._series.steps < round(now_s / self._step_s):
             self._series.add(cores, rss_mib)
-        self._steps += 1
 
     def _look(self) -> tuple[dict[str, float], dict[str, float]]:
         used_s: dict[str, float] = {}

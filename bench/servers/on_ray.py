@@ -129,6 +129,7 @@ class RayServer(ABC):
         self.reset()
         self.probe.wait(self.url, _RESUME_S)
 
+    @abstractmethod
     def reset(self) -> None:
         """Takes back what actions changed."""
 

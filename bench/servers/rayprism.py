@@ -15,11 +15,11 @@ from bench.servers.actions import edits_for
 from bench.servers.base import ActionFailed, RunContext, infer_path
 from bench.servers.on_ray import RayServer, enough_cpus
 from bench.servers.replica_metrics import INTERVAL_S, ReplicaReader
-from rayprism.serving.reporting import INTERVAL_VARIABLE
 from rayprism.serving.settings import DEPLOYMENT_NAME
 
 __all__ = ["Rayprism", "applications_of"]
 
+_INTERVAL_VARIABLE = "RAYPRISM_METRICS_INTERVAL_S"
 _KILL_S = 60.0
 _KILL_POLL_S = 0.05
 
@@ -47,7 +47,7 @@ class Rayprism(RayServer):
             self.marker,
             rayprism=True,
             cpus=enough_cpus(_cpus_of(self.server)),
-            environment={INTERVAL_VARIABLE: f"{INTERVAL_S:g}", **self.server.environment},
+            environment={_INTERVAL_VARIABLE: f"{INTERVAL_S:g}", **self.server.environment},
             grpc=True,
         )
 
@@ -66,8 +66,8 @@ class Rayprism(RayServer):
         self.headers = {"application": self.model.name}
 
     def reset(self) -> None:
-        """Deploys the stable version's application as it was first, where it was changed."""
-        if not self._changed:
+        """Deploys the stable version's application as it was first, where it is not so any more."""
+        if not self._changed and not self._has_scaled():
             return
         original = self.applications()[0]
         self.cluster.remove([original["name"]], wait=True)
@@ -89,17 +89,24 @@ class Rayprism(RayServer):
         except ClusterFailed as error:
             raise ActionFailed(str(error)) from None
         changes = ", ".join(f"{'.'.join(edit.path)} = {_said(edit.value)}" for edit in edits)
-        return f"{action.do}: {changes}; nothing is left of before"
+        return f"{action.do}: {changes}"
 
     def reader(self) -> ReplicaReader | None:
         """Reads what the replicas of all versions count together."""
-        return ReplicaReader(self.cluster.dashboard, self.model.name)
+        return ReplicaReader.at(self.cluster.dashboard, self.model.name)
 
     def facts(self) -> dict[str, Any]:
         """As of any server on Ray, with rayprism's version."""
         facts = super().facts()
         facts["versions"]["rayprism"] = metadata.version("rayprism")
         return facts
+
+    def _has_scaled(self) -> bool:
+        autoscaling = self.server.autoscaling
+        if autoscaling is None:
+            return False
+        least = int(autoscaling.get("min_replicas", 1))
+        return len(self._replicas()) != int(autoscaling.get("initial_replicas") or least)
 
     def _kill(self) -> str:
         before = self._replicas()

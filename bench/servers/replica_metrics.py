@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from rayprism.fleet.metrics import Labels, MetricsReader, Sample
 from rayprism.telemetry.catalogue import STAGES, find_metric
@@ -44,7 +44,7 @@ def counts_in(sample: Sample, model: str) -> Counts:
     sums: dict[str, float] = {}
     for node in sample.nodes.values():
         for name in _HISTOGRAMS:
-            for labels, value in _of_model(node.series.get(f"{name}_sum", {}), model):
+            for _, value in _of_model(node.series.get(f"{name}_sum", {}), model):
                 sums[name] = sums.get(name, 0.0) + value
             for labels, value in _of_model(node.series.get(f"{name}_bucket", {}), model):
                 bound = {float(labels["le"]): value}
@@ -52,9 +52,7 @@ def counts_in(sample: Sample, model: str) -> Counts:
     return Counts(buckets, sums)
 
 
-def _of_model(
-    series: Mapping[Labels, float], model: str
-) -> list[tuple[dict[str, str], float]]:
+def _of_model(series: Mapping[Labels, float], model: str) -> list[tuple[dict[str, str], float]]:
     found = [(dict(labels), value) for labels, value in series.items()]
     return [(labels, value) for labels, value in found if labels.get("model") == model]
 
@@ -100,7 +98,7 @@ class ReplicaReader:
     which nobody asks the server. What is between two readings holds the warm-up of a load, too.
 
     Args:
-        dashboard: Of the cluster, `http://host:port`.
+        scrape: What the cluster's nodes say now.
         model: Its name.
         sleep: Waits.
         clock: Seconds, monotonic.
@@ -108,16 +106,21 @@ class ReplicaReader:
 
     def __init__(
         self,
-        dashboard: str,
+        scrape: Callable[[], Sample],
         model: str,
         *,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._reader = MetricsReader(_NAMES, dashboard)
+        self._scrape = scrape
         self._model = model
         self._sleep = sleep
         self._clock = clock
+
+    @classmethod
+    def at(cls, dashboard: str, model: str) -> Self:
+        """Reads a model of the cluster with this dashboard, `http://host:port`."""
+        return cls(MetricsReader(_NAMES, dashboard).read, model)
 
     def read(self) -> Counts:
         """The counts, once they stand still.
@@ -126,10 +129,10 @@ class ReplicaReader:
             ClusterError: The cluster's dashboard does not answer.
         """
         deadline_s = self._clock() + _LONGEST_S
-        counts = counts_in(self._reader.read(), self._model)
+        counts = counts_in(self._scrape(), self._model)
         while self._clock() < deadline_s:
             self._sleep(INTERVAL_S + _SLACK_S)
-            again = counts_in(self._reader.read(), self._model)
+            again = counts_in(self._scrape(), self._model)
             if again == counts:
                 break
             counts = again

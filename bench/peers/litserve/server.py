@@ -3,11 +3,13 @@
 Of its guide to batching: `max_batch_size`, and a `batch_timeout` that is short beside a run of the
 model; with 0 its worker would spin on the queue. Bodies travel as the bytes they came as, and
 answers as ready responses: what its defaults do instead, JSON of the standard library on one side
-and `jsonable_encoder` on the other, is slower.
+and `jsonable_encoder` on the other, is slower. `fast_queue` is left alone: 0.2.19 does not heed it,
+and its ZeroMQ transport delivers no answers (github.com/Lightning-AI/LitServe/issues/751).
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: LitServe gives the types of `decode_request` and
+# `encode_response` to FastAPI.
+import os
 import signal
 from typing import Annotated
 
@@ -37,20 +39,17 @@ class Model(ls.LitAPI):
         """In the worker process."""
         self._model = open_model(self._arguments)
 
-    def decode_request(self, request) -> Tensors:
+    def decode_request(self, request: Annotated[bytes, Depends(_body)]) -> Tensors:
         """Of each request of a batch."""
         return self._model.decode(request)
-
-    # FastAPI has to see the type itself.
-    decode_request.__annotations__["request"] = Annotated[bytes, Depends(_body)]
 
     def batch(self, inputs: list[Tensors]) -> list[Tensors]:
         """They are joined where they are run."""
         return inputs
 
-    def predict(self, x: list[Tensors]) -> list[Tensors]:
-        """Of a batch."""
-        return self._model.run(x)
+    def predict(self, x: list[Tensors] | Tensors) -> list[Tensors] | Tensors:
+        """Of a batch; with `max_batch_size` 1, of one request."""
+        return self._model.run(x) if isinstance(x, list) else self._model.run([x])[0]
 
     def unbatch(self, output: list[Tensors]) -> list[Tensors]:
         """They are split already."""
@@ -60,14 +59,12 @@ class Model(ls.LitAPI):
         """Of each request of a batch."""
         return Response(self._model.encode(output), media_type="application/json")
 
-    encode_response.__annotations__["return"] = Response
-
 
 def main() -> None:
     """Serves until it is ended.
 
     Options: `max_batch_size`, of requests; `batch_timeout_s`, for a batch to fill; `api_servers`,
-    processes of FastAPI; `fast_queue`, ZeroMQ for the way back.
+    processes of FastAPI.
     """
     arguments = Arguments.from_command()
     options = arguments.options_over(
@@ -75,16 +72,19 @@ def main() -> None:
             "max_batch_size": 32,
             "batch_timeout_s": _TIMEOUT_S.get(arguments.model, 0.001),
             "api_servers": 1,
-            "fast_queue": False,
         }
     )
     server = ls.LitServer(
         Model(arguments, options["max_batch_size"], options["batch_timeout_s"]),
         accelerator="cpu",
-        fast_queue=options["fast_queue"],
     )
-    # It ends its processes on SIGINT; SIGTERM would leave them behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main_process = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        # SIGTERM alone would leave its processes behind; on SIGINT it ends them.
+        raise KeyboardInterrupt if os.getpid() == main_process else SystemExit
+
+    signal.signal(signal.SIGTERM, end)
     server.run(
         host="127.0.0.1",
         port=arguments.port,

@@ -12,13 +12,17 @@ import tempfile
 
 import numpy as np
 from mlserver import MLModel, MLServer, ModelSettings, Settings
+from mlserver.codecs import NumpyCodec, StringCodec
 from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse, RequestInput, ResponseOutput
 from mlserver.utils import install_uvloop_event_loop
+from numpy.typing import NDArray
 
 from bench.peers.served import Arguments, open_model
 
 _BATCH_TIME_S = {"minilm": 0.01}
+_NOT_BATCHED = ("ragged",)
+"""It joins requests of one shape only, and does not look."""
 
 
 class Model(MLModel):
@@ -48,5 +52,54 @@ class Model(MLModel):
         )
 
 
-def _array(tensor: RequestInput) -> np.ndarray:
-    ...
+def _array(tensor: RequestInput) -> NDArray[np.generic]:
+    if tensor.datatype == "BYTES":
+        return np.array(StringCodec.decode_input(tensor), object)
+    return NumpyCodec.decode_input(tensor)
+
+
+async def _serve(arguments: Arguments, folder: str) -> None:
+    options = arguments.options_over(
+        {
+            "max_batch_size": 0 if arguments.model in _NOT_BATCHED else 32,
+            "max_batch_time_s": _BATCH_TIME_S.get(arguments.model, 0.001),
+            "parallel_workers": 1,
+        }
+    )
+    settings = Settings(
+        debug=False,
+        host="127.0.0.1",
+        http_port=arguments.port,
+        # Any: nobody asks there.
+        grpc_port=0,
+        metrics_port=0,
+        metrics_dir=folder,
+        environments_dir=folder,
+        parallel_workers=options["parallel_workers"],
+        load_models_at_startup=False,
+    )
+    model = ModelSettings(
+        name=arguments.model,
+        implementation=Model,
+        max_batch_size=options["max_batch_size"],
+        max_batch_time=options["max_batch_time_s"],
+        parameters=ModelParameters(version="1"),
+    )
+    await MLServer(settings).start([model])
+
+
+def main() -> None:
+    """Serves until it is ended.
+
+    Options: `max_batch_size`, of requests; `max_batch_time_s`, for a batch to fill;
+    `parallel_workers`, processes with the model, 0 to have it in the server's own.
+    """
+    arguments = Arguments.from_command()
+    arguments.export()
+    install_uvloop_event_loop()
+    with tempfile.TemporaryDirectory(prefix="bench-mlserver-") as folder:
+        asyncio.run(_serve(arguments, folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -226,13 +226,10 @@ class RayAccounts:
         """Whether Serve is set to nothing that only its own handling of a request does."""
         replica = self._replica
         logging_config = replica._deployment_config.logging_config or {}
-        if not isinstance(logging_config, dict):
-            logging_config = logging_config.model_dump()
         return (
             not logging_config.get("enable_access_log", True)
             and replica._http_options.request_timeout_s is None
             and not replica._http_options.root_path
-            and replica.max_queued_requests != 0
             and not is_tracing_enabled()
             # There the application has an event loop of its own.
             and not replica._user_callable_wrapper._run_user_code_in_separate_thread

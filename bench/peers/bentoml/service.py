@@ -1,0 +1,74 @@
+"""The service that `server.py` starts."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import bentoml
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bench.peers.served import Arguments, InvalidRequest, Served, Tensors, open_model
+
+__all__ = ["OPTIONS", "Peer"]
+
+OPTIONS = {"max_batch_size": 32, "max_latency_ms": 60_000}
+"""Of the peer, with what they are by default."""
+
+_ARGUMENTS = Arguments.from_environment()
+_CHOSEN = _ARGUMENTS.options_over(OPTIONS)
+
+
+@cache
+def _model() -> Served:
+    return open_model(_ARGUMENTS)
+
+
+class _Body(bentoml.IODescriptor):
+    """A request of the protocol, read without pydantic: a list of one, which may be joined."""
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:
+        length = request.headers.get("inference-header-content-length")
+        body = await request.body()
+        try:
+            return [_model().decode(body, None if length is None else int(length))]
+        except InvalidRequest as error:
+            raise bentoml.exceptions.InvalidArgument(str(error)) from None
+
+
+_Body.__root_input__ = True
+
+
+class _Answer(bentoml.IODescriptor):
+    """An answer of the protocol."""
+
+    @classmethod
+    async def to_http_response(cls, obj: list[Tensors], serde: Any) -> Response:
+        return Response(_model().encode(obj[0]), media_type="application/json")
+
+
+@bentoml.service(
+    workers=1,
+    threads=1,
+    logging={"access": {"enabled": False}},
+    traffic={"timeout": 60},
+)
+class Peer:
+    """The model, in batches."""
+
+    def __init__(self) -> None:
+        self._model = _model()
+
+    @bentoml.api(
+        batchable=True,
+        route=_ARGUMENTS.path,
+        max_batch_size=_CHOSEN["max_batch_size"],
+        max_latency_ms=_CHOSEN["max_latency_ms"],
+        input_spec=_Body,
+        output_spec=_Answer,
+    )
+    def infer(self, requests: list[Tensors]) -> list[Tensors]:
+        """Of a batch."""
+        return self._model.run(requests)
