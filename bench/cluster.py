@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -45,6 +46,8 @@ _REPLICA_PORTS, _SLOTS = 50, 32
 _FIRST_HTTP, _FIRST_GRPC = 31_100, 21_100
 """Below what Linux gives to clients' connections (32768 to 60999), and beside what clusters take
 that were started otherwise (30000 to 31000; workers 10002 to 19999)."""
+_FREE_PORTS = range(_FIRST_GRPC + _SLOTS * _REPLICA_PORTS, 30_000)
+_given: set[int] = set()
 
 
 class ClusterFailed(Exception):
@@ -52,15 +55,21 @@ class ClusterFailed(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on just now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
+    """Ports that nothing listens on just now; none is given twice.
+
+    They are none that Linux gives to clients' connections: what is given here is taken only a while
+    later, and a benchmark opens many connections.
+    """
+    found: list[int] = []
+    for port in random.sample(_FREE_PORTS, len(_FREE_PORTS)):
+        if len(found) == count:
+            break
+        if port not in _given and _is_free(port):
+            found.append(port)
+    if len(found) < count:
+        raise ClusterFailed(f"there are no {count} free ports from {_FREE_PORTS[0]} on")
+    _given.update(found)
+    return found
 
 
 def clean_environment(marker: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from bench.tables import number
 
 __all__ = [
     "CPU",
+    "ENOUGH_ROUNDS",
     "FLOOR",
     "LEVEL",
     "SEED",
@@ -26,6 +27,7 @@ __all__ = [
 FEWEST_ROUNDS = 3
 """Of fewer nothing is said: two rounds of each differ in order by luck one time in three."""
 ENOUGH_ROUNDS = 5
+"""So many that are all better than as many others are so by luck one time in a hundred."""
 
 SEED = 1
 LEVEL = 0.99

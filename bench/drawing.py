@@ -292,8 +292,8 @@ def new_figure(
         hspace=margins.between[1] * rows / inside[1],
     )
     for one in axes.flat:
-        one.yaxis.set_label_coords(-(margins.left - 9) * columns / inside[0], 0.5)
-        one.xaxis.set_label_coords(0.5, -(margins.bottom - 7) * rows / inside[1])
+        one.yaxis.set_label_coords(-(margins.left - 17) * columns / inside[0], 0.5)
+        one.xaxis.set_label_coords(0.5, -(margins.bottom - 15) * rows / inside[1])
     return figure, axes
 
 

@@ -9,12 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.comparison import ENOUGH_ROUNDS
 from bench.markup import items, named, row_class, small, table, text
 from bench.page_loads import load_section, plot_grid
 from bench.page_style import STYLE
 from bench.plots import plots_across, plots_by_load
 from bench.samples import Samples, main_measure
-from bench.tables import bound_text, number, ratio_of, span
+from bench.tables import bound_text, is_within_noise, number, ratio_of, span
 
 __all__ = ["render"]
 
@@ -114,6 +115,7 @@ def _bounds(samples: Samples) -> str:
         kind, word = ("pass", "✓ pass") if bound.get("met") else ("fail", "✗ fail")
         if bound.get("value") is None:
             word = "✗ not judged"
+        doubt = "the bound is within the noise" if is_within_noise(bound) else ""
         against = bound.get("against_server") or bound.get("against")
         about = f"{bound['measure']} of {bound['server']} under {bound['load']}"
         if against or bound.get("against_load"):
@@ -126,7 +128,8 @@ def _bounds(samples: Samples) -> str:
                     f"{text(bound['title'])}{small(text(about))}",
                     bound_text(bound),
                     f"{number(bound.get('value'))}{small(span(bound.get('interval')))}",
-                    f'<span class="{kind}">{word}</span>{small(text(bound.get("why") or ""))}',
+                    f'<span class="{kind}">{word}</span>{small(doubt)}'
+                    f"{small(text(bound.get('why') or ''))}",
                 ],
             )
         )
@@ -150,18 +153,24 @@ def _ratios(samples: Samples) -> str:
         for load in loads:
             measure = measures[load]
             ratio = ratio_of(samples, load, measure.path, reference, server)
-            cells.append(_ratio_cell(ratio, lower=measure.better == "lower"))
+            rounds = len(samples.pairs(load, measure.path, reference, server)[0])
+            cells.append(
+                _ratio_cell(ratio, lower=measure.better == "lower", sure=rounds >= ENOUGH_ROUNDS)
+            )
         rows.append((row_class(samples, server), cells))
-    caption = "▲ better and ▼ worse than the other by more than the rounds differ"
+    caption = (
+        "▲ better and ▼ worse than the other by more than the rounds differ; of fewer than "
+        f"{ENOUGH_ROUNDS} rounds that is not said"
+    )
     return f"<section><h2>Ratios</h2>{table(caption, header, rows)}</section>\n"
 
 
-def _ratio_cell(ratio: Any, *, lower: bool) -> str:
+def _ratio_cell(ratio: Any, *, lower: bool, sure: bool) -> str:
     if ratio is None:
         return "-"
     value, ends = ratio
     shown = f"{number(value)}x"
-    if ends is not None and not ends[0] <= 1 <= ends[1]:
+    if sure and ends is not None and not ends[0] <= 1 <= ends[1]:
         kind, sign = ("pass", "▲") if (value > 1) != lower else ("fail", "▼")
         shown = f'<span class="{kind}">{sign} {shown}</span>'
     return f"{shown}{small(span(ends))}"

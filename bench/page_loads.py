@@ -78,8 +78,8 @@ def _request_table(samples: Samples, load: str) -> str:
     header = ["Server", *(["offered/s"] if offered else []), "answered/s"]
     header += [f"within {duration(target)}"] if target else []
     header += ["p50", "p99", "p99.9", "errors"]
-    header += ["refused/s"] if refused else []
-    header += ["CPU/request", "memory"]
+    # There is no room for both.
+    header += ["refused/s", "CPU/request"] if refused else ["CPU/request", "memory"]
     rows = []
     for server in servers:
         cells = [named(samples, server)]
@@ -93,7 +93,8 @@ def _request_table(samples: Samples, load: str) -> str:
         cells.append(_errors(samples, load, server))
         cells += [_refused(samples, load, server)] if refused else []
         cells.append(_cpu(samples, load, server))
-        cells.append(number(samples.median(load, server, "rss_peak_mib"), " MiB"))
+        if not refused:
+            cells.append(number(samples.median(load, server, "rss_peak_mib"), " MiB"))
         rows.append((row_class(samples, server), cells))
     return table("Medians of rounds, with 95 % intervals", header, rows)
 
@@ -142,7 +143,7 @@ def _cpu(samples: Samples, load: str, server: str) -> str:
     if not used:
         return "-"
     own = {role: value for role, value in used.items() if role != "load" and value}
-    parts = " + ".join(f"{text(role)} {number(value)}" for role, value in own.items())
+    parts = " + ".join(f"{text(role)}&nbsp;{number(value)}" for role, value in own.items())
     return f"{number(sum(own.values()), ' us')}{small(parts if len(own) > 1 else '', 'narrow')}"
 
 
@@ -246,6 +247,8 @@ def _round_numbers(samples: Samples, load: str) -> list[int]:
 
 def _load_notes(samples: Samples, load: str) -> list[str]:
     notes = []
+    if samples.load(load).get("client") == "wrk":
+        notes.append("wrk tells nothing of rates and latencies over time.")
     for server in samples.servers_of(load):
         title = samples.title(server)
         of = samples.of(load, server)

@@ -73,7 +73,7 @@ tr.ours th {{ font-weight: 700; }}
 .facts th {{ width: 7rem; color: var(--soft); }}
 .facts td {{ text-align: left; white-space: normal; overflow-wrap: anywhere; }}
 .small {{ display: block; color: var(--soft); font-weight: 400; font-size: .82em; }}
-.narrow {{ white-space: normal; max-width: 9.5rem; margin-left: auto; }}
+.narrow {{ white-space: normal; max-width: 13.5rem; margin-left: auto; }}
 .pass {{ color: var(--good); font-weight: 600; }}
 .fail {{ color: var(--bad); font-weight: 600; }}
 .plots {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr));

@@ -27,7 +27,7 @@ from bench.drawing import (
     server_look,
     tick_text,
 )
-from bench.loadgen.histogram import decode, percentile_of
+from bench.loadgen.histogram import decode
 from bench.plots_inside import batch_plot, parts_plot, stage_plot
 from bench.plots_over_time import cpu_plot, memory_plot, throughput_plot
 from bench.samples import Sample, Samples
@@ -273,13 +273,14 @@ def _from_histograms(of: Sequence[Sample]) -> tuple[Floats, Floats] | None:
         return None
     merged = decode(encoded[0])
     for other in encoded[1:]:
-        merged.add(decode(other))
+        merged.decode_and_add(other)
     count = merged.get_total_count()
     if count < 4 * _FEWEST_BEYOND:
         return None
     places = np.arange(_FROM, math.log10(count / _FEWEST_BEYOND), 0.06)
-    values = [1e3 * percentile_of(merged, 100 * (1 - 10**-place)) for place in places]
-    return places, np.asarray(values)
+    shares = [100 * (1 - 10.0**-place) for place in places]
+    found_us = merged.get_percentile_to_value_dict(shares)
+    return places, np.asarray([found_us[share] / 1e3 for share in shares])
 
 
 def _from_percentiles(samples: Samples, load: str, server: str) -> tuple[Floats, Floats] | None:

@@ -145,6 +145,7 @@ def _time_panel(
         axes.yaxis.set_major_formatter(FuncFormatter(tick_text))
         axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(tick_text))
 
 
 def _heights(line: Any) -> list[float]:
@@ -219,6 +220,8 @@ def cpu_plot(samples: Samples, load: str) -> Drawn | None:
         panels[0].set_ylim(0, None if not cores else cores * 1.08)
         panels[0].yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         panels[0].set_xlim(left=0)
+        panels[0].xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        panels[0].xaxis.set_major_formatter(FuncFormatter(tick_text))
         for axes, *_ in grid:
             axes.set_ylabel("cores")
         return figure
@@ -287,6 +290,7 @@ def memory_plot(samples: Samples, load: str) -> Drawn | None:
             axes.plot(_times(step, values), values, **server_look(samples, server))
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(tick_text))
         axes.yaxis.set_major_formatter(FuncFormatter(tick_text))
         axes.set(xlabel="seconds from the start of measuring", ylabel="resident, MiB")
         return figure

@@ -13,6 +13,7 @@ __all__ = [
     "Ratio",
     "bound_text",
     "duration",
+    "is_within_noise",
     "machine_line",
     "number",
     "per_request",
@@ -114,6 +115,13 @@ def bound_text(bound: Mapping[str, Any]) -> str:
     return f"at most {bound['at_most']:g}"
 
 
+def is_within_noise(bound: Mapping[str, Any]) -> bool:
+    """Whether the limit of a bound is inside the interval: more rounds could turn the verdict."""
+    limit = bound["at_most"] if bound.get("at_least") is None else bound["at_least"]
+    ends = bound.get("interval")
+    return ends is not None and bool(ends[0] < limit < ends[1])
+
+
 def machine_line(results: Mapping[str, Any]) -> str:
     """Where, when and with what it was measured, and the command that does it again."""
     machine, commit = results.get("machine") or {}, results.get("commit") or {}
@@ -146,6 +154,8 @@ def _bounds(bounds: Sequence[Mapping[str, Any]]) -> str:
         verdict = "pass" if bound.get("met") else "**fail**"
         if bound.get("value") is None:
             verdict = "**not judged**"
+        elif is_within_noise(bound):
+            verdict += ", within the noise"
         if not bound.get("met") and bound.get("why"):
             verdict += f": {_cell(str(bound['why']).removeprefix('not judged: '))}"
         rows.append([_cell(bound["title"]), bound_text(bound), measured, verdict])

@@ -75,13 +75,12 @@ class Loop(ABC):
         self, connection: Connection, reason: int, status: int, retry_after: bool, text: str
     ) -> None:
         """A request has come to its end, rightly or not."""
-        done = time.monotonic()
         ticket = connection.ticket
         self.recorder.add(
             ticket.intended,
             ticket.late_s,
             ticket.sent,
-            done,
+            time.monotonic(),
             status,
             reason,
             retry_after,
@@ -89,7 +88,7 @@ class Loop(ABC):
         )
         if text:
             self.recorder.sample(status, reason, text)
-        self._request_ended(connection, done)
+        self._request_ended(connection)
 
     def lost(self, connection: Connection) -> None:
         """A connection is closed."""
@@ -112,7 +111,7 @@ class Loop(ABC):
         """The time is there that `_timer` was set to."""
 
     @abstractmethod
-    def _request_ended(self, connection: Connection, now: float) -> None:
+    def _request_ended(self, connection: Connection) -> None:
         """A request has ended; its connection may be of no more use."""
 
     @abstractmethod
@@ -247,7 +246,7 @@ class ClosedLoop(Loop):
         connection.send(self._index)
         self._index += self._step
 
-    def _request_ended(self, connection: Connection, now: float) -> None:
+    def _request_ended(self, connection: Connection) -> None:
         if connection.usable:
             self._send(connection)
 
@@ -341,7 +340,7 @@ class OpenLoop(Loop):
         ticket.sent = time.monotonic()
         connection.send(index)
 
-    def _request_ended(self, connection: Connection, now: float) -> None:
+    def _request_ended(self, connection: Connection) -> None:
         if connection.usable:
             self._connected(connection)
 

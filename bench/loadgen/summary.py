@@ -163,7 +163,7 @@ def _summarise_wrk(records: WrkRecords, target_s: float | None) -> dict[str, Any
         "broken": records.errors["read"] + records.errors["write"],
         "timeout": records.errors["timeout"],
     }
-    ok = records.answered - errors["status"]
+    ok = max(0, records.answered - errors["status"] - errors["timeout"])
     rate = ok / records.duration_s
     in_time = records.values_s <= (math.inf if target_s is None else target_s)
     # wrk does not know the latency of right answers from that of others.

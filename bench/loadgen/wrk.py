@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bench.loadgen.plan import LoadFailed, Plan
 from bench.processes import MARKER
 
-__all__ = ["WrkRecords", "drive", "read_output"]
+__all__ = ["WrkRecords", "drive", "read_output", "uncorrected"]
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _GRACE_S = 60.0
@@ -29,12 +29,14 @@ _LOOK_EVERY_S = 0.02
 class WrkRecords:
     """What wrk counted.
 
+    Of a connection that the server closes before it answers, wrk says nothing.
+
     Args:
         answered: Requests that were answered, whatever the status.
         duration_s: How long it took, as wrk measured it.
-        errors: By kind: `status` (answered with 400 or more), `connect`, `read`, `write`,
-            `timeout`.
-        values_s: Latencies of everything that was answered, in order.
+        errors: By kind: `status` (answered with 400 or more), `timeout` (answered later than that),
+            `connect`, `read`, `write`.
+        values_s: Latencies of everything that was answered in time, in order.
         counts: How often each was measured.
         cpu_share: Of each thread, in the mean: cores.
 
@@ -72,11 +74,19 @@ def drive(plan: Plan, marker: str, on_start: Callable[[float], None] | None = No
     return records
 
 
-def read_output(printed: str, latencies: str, cpu_share: tuple[float, ...] = ()) -> WrkRecords:
+def read_output(
+    printed: str, latencies: str, connections: int, cpu_share: tuple[float, ...] = ()
+) -> WrkRecords:
     """What the script printed, and what it wrote to its file.
 
+    Args:
+        printed: Has one line of the script.
+        latencies: Microseconds and a count in each line, as wrk counts them: see `uncorrected`.
+        connections: That wrk was told.
+        cpu_share: Of each thread.
+
     Raises:
-        LoadFailed: The line is not there.
+        LoadFailed: The line is not there, or the counts are not those of wrk.
     """
     for line in printed.splitlines():
         if line.startswith("BENCH "):
@@ -84,15 +94,53 @@ def read_output(printed: str, latencies: str, cpu_share: tuple[float, ...] = ())
             break
     else:
         raise LoadFailed(f"wrk printed no result: {printed}")
+    answered, duration_us = counted["answered"], counted["duration_us"]
     table = np.array(latencies.split(), np.int64).reshape(-1, 2)
+    rounds = answered // connections
+    if rounds:
+        table = uncorrected(table, duration_us // rounds)
+    if table[:, 1].sum() > answered or (table[:, 1] < 0).any():
+        raise LoadFailed(
+            f"wrk counted {answered} answers, and its latencies are not those: what it is known to "
+            "add to them is what wrk 4.1.0 and 4.2.0 add; take client: python"
+        )
     return WrkRecords(
-        answered=counted["answered"],
-        duration_s=counted["duration_s"],
+        answered=answered,
+        duration_s=duration_us / 1e6,
         errors=counted["errors"],
         values_s=table[:, 0] / 1e6,
         counts=table[:, 1],
         cpu_share=cpu_share,
     )
+
+
+def uncorrected(table: NDArray[np.int64], interval_us: int) -> NDArray[np.int64]:
+    """What wrk measured, from what it makes of it before its script sees it.
+
+    wrk adds to each latency of more than two intervals further ones, an interval apart: what a
+    client would have seen that had asked on in equal steps. That is no closed loop any more. What
+    it adds to a value comes from greater ones alone, so it can be taken away from the top down.
+
+    Args:
+        table: Latencies in microseconds, ascending, and counts.
+        interval_us: Between two requests of a connection, in the mean.
+
+    Shapes:
+        [latencies, 2], of both.
+
+    Source: `stats_correct` in wrk's src/stats.c, called at the end of src/wrk.c.
+    """
+    counts = dict(table.tolist())
+    for value in reversed(table[:, 0].tolist()):
+        count = counts[value]
+        if value < 2 * interval_us or not count:
+            continue
+        lesser = value - interval_us
+        while lesser > interval_us:
+            counts[lesser] = counts.get(lesser, 0) - count
+            lesser -= interval_us
+    left = sorted((value, count) for value, count in counts.items() if count)
+    return np.array(left, np.int64).reshape(-1, 2)
 
 
 def _run(
@@ -131,7 +179,8 @@ def _run(
     if process.returncode != 0:
         raise LoadFailed(f"wrk ended with {process.returncode}: {text}")
     share = cpu_s / (time.monotonic() - started) / plan.processes
-    return read_output(text, latencies.read_text(), (share,) * plan.processes)
+    shares = (share,) * plan.processes
+    return read_output(text, latencies.read_text(), plan.connections, shares)
 
 
 def _command(plan: Plan, seconds: float) -> list[str]:

@@ -103,7 +103,6 @@ class RunningServer(Protocol):
     """A server of a scenario, from its start to its end."""
 
     name: str
-    server: Server
     marker: str
     """Every process of it carries this in its environment."""
     url: str
@@ -113,6 +112,10 @@ class RunningServer(Protocol):
     """host:port, where it has one."""
     headers: Mapping[str, str]
     """Metadata that its gRPC needs; HTTP needs none."""
+
+    @property
+    def server(self) -> Server:
+        """What the scenario says of it."""
 
     def start(self) -> dict[str, float]:
         """Starts it, and asks until the first right answer.

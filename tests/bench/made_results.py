@@ -182,8 +182,10 @@ def made_sample(
     if spec["loop"] == "job":
         return {**head, "seconds": 1e6 / best / 30, "rows": 1_000_000, "rate": best * 30}
     if spec["loop"] == "closed":
-        asked = min(best, spec["connections"] * 1e3 / idle_ms * rng.normal(0.9, 0.02) * faster)
-        mean_ms = spec["connections"] / asked * 1e3
+        asked = min(
+            best, spec.get("connections", 64) * 1e3 / idle_ms * rng.normal(0.9, 0.02) * faster
+        )
+        mean_ms = spec.get("connections", 64) / asked * 1e3
     else:
         rate = spec.get("rate") or 0.0
         offered = rate["share"] * best if isinstance(rate, dict) else rate

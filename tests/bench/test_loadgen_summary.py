@@ -80,7 +80,12 @@ def test_the_rate_counts_right_answers_within_the_time() -> None:
 
 
 def test_goodput_counts_what_came_within_the_target() -> None:
-    records = records_of(right(0.0, 0.1), right(0.5, 0.7), right(1.0, 1.5), right(1.9, 2.1))
+    records = records_of(
+        right(0.0, 0.1),
+        right(0.5, 0.7),
+        right(1.0, 1.5, sent=1.4),  # sent too late is late
+        right(1.9, 2.1),
+    )
     assert summarise(records, 2.0, 0.25)["goodput"] == 1.5
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from bench import cluster as bench_cluster
-from bench.cluster import BenchCluster
+from bench.cluster import BenchCluster, ClusterFailed
 from bench.models import MODELS
 from bench.models.bodies import decode
 from bench.peers.environments import PeerUnavailable
@@ -231,6 +232,26 @@ def test_clusters_do_not_share_the_ports_of_replicas(monkeypatch: pytest.MonkeyP
         # The first ones are in use.
         assert start + bench_cluster._REPLICA_PORTS <= one
         assert one + bench_cluster._REPLICA_PORTS <= other
+
+
+def test_ports_are_given_once_and_are_not_those_of_clients() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        ephemeral = listening.getsockname()[1]
+        assert ephemeral not in bench_cluster._FREE_PORTS
+    ports = [*bench_cluster.free_ports(5), *bench_cluster.free_ports(5)]
+    assert len(set(ports)) == 10
+    assert set(ports) <= set(bench_cluster._FREE_PORTS)
+
+
+def test_a_port_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listening:
+        (port,) = bench_cluster.free_ports(1)
+        listening.bind(("127.0.0.1", port))
+        monkeypatch.setattr(bench_cluster, "_FREE_PORTS", range(port, port + 1))
+        monkeypatch.setattr(bench_cluster, "_given", set())
+        with pytest.raises(ClusterFailed, match="no 1 free ports"):
+            bench_cluster.free_ports(1)
 
 
 @pytest.mark.parametrize("pattern", ["tuned", "noop", "noop-lane"])

@@ -49,6 +49,17 @@ with warnings.catch_warnings():
 MAX_BODY = 1_000_000
 
 
+@pytest.fixture(autouse=True)
+def _few_messages(caplog: pytest.LogCaptureFixture) -> None:
+    # Serve makes one for each request, also where none is to be seen.
+    caplog.set_level(logging.WARNING, "ray.serve")
+
+
+@pytest.fixture
+def _counted_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_module, "_FLUSH_S", 0.02)
+
+
 @asynccontextmanager
 async def serving(
     version: ModelVersion, *, lane: bool = True, **options: Any
@@ -407,6 +418,7 @@ async def test_what_is_no_http_is_refused_as_uvicorn_does(tiny: ModelVersion) ->
 # Accounts
 
 
+@pytest.mark.usefixtures("_counted_soon")
 @on_both_loops
 async def test_serve_counts_the_same(tiny: ModelVersion) -> None:
     async def ask(server: LaneServer) -> Any:
@@ -432,6 +444,7 @@ async def test_serve_counts_the_same(tiny: ModelVersion) -> None:
     )
 
 
+@pytest.mark.usefixtures("_counted_soon")
 @on_both_loops
 async def test_serve_counts_clients_that_left_the_same() -> None:
     async def ask(server: LaneServer, app: ScriptedApp) -> Any:
@@ -547,9 +560,9 @@ def tags(**named: str) -> frozenset[tuple[str, str]]:
     return frozenset(named.items())
 
 
+@pytest.mark.usefixtures("_counted_soon")
 @async_test
-async def test_counts_are_handed_over_by_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_module, "_FLUSH_S", 0.01)
+async def test_counts_are_handed_over_by_status() -> None:
     accounts, replica = accounts_of()
     for status, took_s in ((200, 0.25), (200, 0.5), (404, 0.125), (503, 0.125), (499, 1.0)):
         assert accounts.begin()

@@ -62,9 +62,10 @@ class Peer:
         self._model = _model()
 
     @bentoml.api(
-        batchable=True,
+        batchable=_CHOSEN["max_batch_size"] > 1,
         route=_ARGUMENTS.path,
-        max_batch_size=_CHOSEN["max_batch_size"],
+        # It takes no 1, even where it is not used.
+        max_batch_size=max(2, _CHOSEN["max_batch_size"]),
         max_latency_ms=_CHOSEN["max_latency_ms"],
         input_spec=_Body,
         output_spec=_Answer,

@@ -23,6 +23,7 @@ from bench.peers.served import Arguments, open_model
 _BATCH_TIME_S = {"minilm": 0.01}
 _NOT_BATCHED = ("ragged",)
 """It joins requests of one shape only, and does not look."""
+_GRACE_S = 3
 
 
 class Model(MLModel):
@@ -78,6 +79,8 @@ async def _serve(arguments: Arguments, folder: str) -> None:
         parallel_workers=options["parallel_workers"],
         load_models_at_startup=False,
     )
+    # Requests that its worker has when it is stopped are never answered, and it waits for them.
+    settings._custom_rest_server_settings = {"timeout_graceful_shutdown": _GRACE_S}
     model = ModelSettings(
         name=arguments.model,
         implementation=Model,

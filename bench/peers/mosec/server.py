@@ -34,9 +34,9 @@ class Model(Worker):
         except InvalidRequest as error:
             raise DecodingError(str(error)) from None
 
-    def forward(self, data: list[Tensors]) -> list[Tensors]:
-        """Of a batch."""
-        return self._model.run(data)
+    def forward(self, data: list[Tensors] | Tensors) -> list[Tensors] | Tensors:
+        """Of a batch; with `max_batch_size` 1, of one request."""
+        return self._model.run(data) if isinstance(data, list) else self._model.run([data])[0]
 
     def serialize(self, data: Tensors) -> bytes:
         """Of each request of a batch."""

@@ -30,8 +30,6 @@ __all__ = ["Accounts", "LaneConnection", "LaneState", "take_over"]
 Body = bytes | memoryview
 _DIRECT_FROM_BYTES = 32 * 1024
 """Bodies from this size are read into their own memory; below, the copy is cheaper."""
-_MAX_HEAD_BYTES = 64 * 1024
-"""A longer head is uvicorn's to judge."""
 _SERVES_ONLY = frozenset(
     {
         b"expect",
@@ -216,7 +214,7 @@ class LaneConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, or of several."""
         if self._received:
-            data = self._received + data
+            data, self._received = self._received + data, b""
         if self._task is None:
             self._read(data)
         else:
@@ -250,7 +248,7 @@ class LaneConnection(asyncio.Protocol):
         if self._is_idle:
             self._transport.close()
         elif self._task is None and self._transport.get_protocol() is self:
-            # Part of a small request: uvicorn knows whether it is enough to wait for the rest.
+            # A small body that is not all there: uvicorn waits for the rest.
             self._give_back(self._received)
 
     # One request
@@ -258,14 +256,9 @@ class LaneConnection(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         """Begins with the request at the start of what has come, once it is whole."""
         end = data.find(_END)
-        if end < 0:
-            if len(data) > _MAX_HEAD_BYTES:
-                self._give_back(data)
-            else:
-                self._received = data
-            return
         body_at = end + len(_END)
-        request = self._read_head(data[:body_at])
+        # Half a head is rare, and may be no HTTP at all: uvicorn refuses that before an end comes.
+        request = self._read_head(data[:body_at]) if end >= 0 else None
         if request is None:
             self._give_back(data)
             return
@@ -276,7 +269,6 @@ class LaneConnection(asyncio.Protocol):
         elif request.length < _DIRECT_FROM_BYTES:
             self._received = data
         else:
-            self._received = b""
             _BodyReader(self, self._transport, request, data, body_at)
 
     def _read_head(self, head: bytes) -> _Request | None:
