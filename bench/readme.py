@@ -1,4 +1,4 @@
-"""Puts the newest results into README.md, so that no figure there is typed by hand."""
+"""Puts the newest results into the documents, so that no figure there is typed by hand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ __all__ = ["insert", "main"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "bench" / "results"
+_DOCUMENTS = [_ROOT / "README.md", _ROOT / "docs" / "performance.md"]
 _BLOCK = re.compile(
     r"(?P<begin><!-- bench:(?P<name>[a-z0-9_-]+) -->)\n(?P<body>.*?)(?P<end><!-- /bench -->)",
     re.DOTALL,
@@ -40,36 +41,40 @@ def insert(text: str, tables: dict[str, str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes README.md, or with --check says whether it is current.
+    """Writes the documents, or with --check says whether they are current.
 
     Returns:
-        0 where all is well, 1 where --check found it out of date.
+        0 where all is well, 1 where --check found one out of date.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if not current")
-    parser.add_argument("--readme", type=Path, default=_ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, nargs="+", default=_DOCUMENTS)
     parser.add_argument("--results", type=Path, default=_RESULTS)
     given = parser.parse_args(arguments)
-    if not given.readme.is_file():
-        print(f"{given.readme.name} is not there")
-        return 1
-    text = given.readme.read_text()
     tables = {path.stem: path.read_text() for path in sorted(given.results.glob("*.md"))}
+    return max([_update(document, tables, check=given.check) for document in given.readme])
+
+
+def _update(document: Path, tables: dict[str, str], *, check: bool) -> int:
+    if not document.is_file():
+        print(f"{document.name} is not there")
+        return 1
+    text = document.read_text()
     try:
         wanted = insert(text, tables)
     except KeyError as error:
-        print(f"{given.readme.name} asks for {error}: bench/results/ has {sorted(tables)}")
+        print(f"{document.name} asks for {error}: bench/results/ has {sorted(tables)}")
         return 1
     except ValueError as error:
-        print(f"{given.readme.name}: {error}")
+        print(f"{document.name}: {error}")
         return 1
     if wanted == text:
         return 0
-    if given.check:
-        print(f"{given.readme.name} is not what bench/results/ says: run `python -m bench.readme`")
+    if check:
+        print(f"{document.name} is not what bench/results/ says: run `python -m bench.readme`")
         return 1
-    given.readme.write_text(wanted)
-    print(f"{given.readme.name} now has the tables {', '.join(sorted(tables))}")
+    document.write_text(wanted)
+    print(f"{document.name} now has the tables that bench/results/ has")
     return 0
 
 

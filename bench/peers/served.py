@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-__all__ = ["Arguments", "InvalidRequest", "Served", "Tensors", "open_model"]
+__all__ = ["Arguments", "InvalidRequest", "Served", "Tensors", "best_batch", "open_model"]
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -129,7 +129,7 @@ class Served:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        self._name = name
+        self.name = name
         self._session = onnxruntime.InferenceSession(
             str(model_file), options, providers=["CPUExecutionProvider"]
         )
@@ -150,7 +150,7 @@ class Served:
         try:
             return self.prepare(_read(body, header_length))
         except (KeyError, TypeError, ValueError) as error:
-            raise InvalidRequest(f"not a request of {self._name}: {error}") from None
+            raise InvalidRequest(f"not a request of {self.name}: {error}") from None
 
     def prepare(self, tensors: Tensors) -> Tensors:
         """What the network takes, from what the client sent."""
@@ -177,7 +177,7 @@ class Served:
         """The JSON of an answer."""
         return orjson.dumps(
             {
-                "model_name": self._name,
+                "model_name": self.name,
                 "model_version": "1",
                 "outputs": [
                     {
@@ -200,9 +200,7 @@ class Served:
 class _Sentences(Served):
     """Text in, embeddings out: as `examples/minilm/processor.py`, which needs rayprism."""
 
-    def __init__(
-        self, name: str, model_file: Path, tokenizer: Path, *, threads: int = 1
-    ) -> None:
+    def __init__(self, name: str, model_file: Path, tokenizer: Path, *, threads: int = 1) -> None:
         from tokenizers import Tokenizer
 
         super().__init__(name, model_file, threads=threads)
@@ -229,6 +227,16 @@ class _Sentences(Served):
         return {"embedding": summed / np.maximum(norms, _SMALLEST_NORM)}
 
 
+def best_batch(model: str) -> int:
+    """How many requests a run takes where that costs least: what peers join by default.
+
+    On one thread of a CPU, only the tiny model gains: 6.2 us a request alone, 1.1 us among 32. The
+    others lose what joining takes: requests of mixed lengths are padded to the longest (minilm 12.4
+    ms alone, 22.6 ms among 32; ragged 148 us, 274 us), and images are copied (20 us, 123 us).
+    """
+    return 32 if model == "tiny" else 1
+
+
 def open_model(arguments: Arguments) -> Served:
     """The model that a peer was told to serve."""
     threads = arguments.options.get("threads", 1)
@@ -236,9 +244,7 @@ def open_model(arguments: Arguments) -> Served:
         return Served(arguments.model, arguments.model_file, threads=threads)
     if arguments.tokenizer is None:
         raise SystemExit(f"{arguments.model} needs --tokenizer")
-    return _Sentences(
-        arguments.model, arguments.model_file, arguments.tokenizer, threads=threads
-    )
+    return _Sentences(arguments.model, arguments.model_file, arguments.tokenizer, threads=threads)
 
 
 def _read(body: bytes, header_length: int | None) -> Tensors:

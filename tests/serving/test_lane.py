@@ -180,6 +180,7 @@ GOES_TO_SERVE: list[tuple[str, int, bytes]] = [
     ("Serve's own", 200, get("/-/routes")),
     ("wrong method", 405, get(INFER)),
     ("another method", 405, get(INFER, method="DELETE")),
+    ("another method with a body", 405, post(rows()).replace(b"POST", b"PUT")),
     ("slash at the end", 200, post(rows(), path=f"{INFER}/")),
     ("another version's path", 404, post(rows(), path=f"{ROUTE}/versions/2/infer")),
     ("query", 200, post(rows(), path=f"{INFER}?a=b")),
@@ -368,14 +369,16 @@ async def test_a_request_that_says_it_is_the_last(tiny: ModelVersion) -> None:
                 await client.ask(post(body, header, "connection: close")),
                 await client.rest(),
             ]
-        client = await server.client_in_lane()
-        found += [await client.ask(post(rows()).replace(b"HTTP/1.1", b"HTTP/1.0"))]
-        return [*found, await client.rest()]
+        for header in ("x-none: 0", "connection: keep-alive"):
+            client = await server.client_in_lane()
+            old = post(rows(), header).replace(b"HTTP/1.1", b"HTTP/1.0")
+            found += [await client.ask(old), await client.rest()]
+        return found
 
     found, _ = await same(tiny, ask)
-    assert [answer.status for answer in found[::2]] == [200, 400, 200, 200]
+    assert [answer.status for answer in found[::2]] == [200, 400, 200, 200, 200]
     assert all(("connection", "close") in answer.headers for answer in found[::2])
-    assert found[1::2] == [b""] * 4
+    assert found[1::2] == [b""] * 5
 
 
 NO_HTTP = [

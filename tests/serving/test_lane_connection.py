@@ -461,6 +461,7 @@ async def test_a_client_leaves_in_the_middle_of_a_request(part: int) -> None:
         await client.close()
         await until(lambda: not server.connections)
         assert app.bodies == [b"first"]
+        assert connection._web.parser is None, "uvicorn knows of the end"
 
 
 @on_both_loops
@@ -536,28 +537,31 @@ def _is_half_read(server: LaneServer) -> bool:
     return connection.scope is not connection.cycle.scope or not connection.cycle.response_complete
 
 
+@pytest.mark.parametrize("end", [b"end", LARGE[: DIRECT + 1]])
 @on_both_loops
-async def test_the_server_ends_while_requests_run() -> None:
+async def test_the_server_ends_while_requests_run(end: bytes) -> None:
     async def ask(server: LaneServer, app: ScriptedApp) -> Any:
         gate = Gate()
         app.work = gate
         client = await server.client_in_lane()
-        await client.send(post(b"wait") + post(b"pipelined") + post(LARGE))
+        pipeline = post(b"wait") + post(b"pipelined") + post(end)
+        await client.send(pipeline[:-1])
         await until(lambda: gate.waiting)
         if server.has_lane:
-            await until(lambda: len(server.connection._received) > len(LARGE))
+            await until(lambda: server.connection._received)
         else:
             await until(lambda: len(next(iter(server.connections)).pipeline) == 2)
         ending = asyncio.create_task(server.web.shutdown())
         await until(lambda: not server.web.servers[0].sockets)
         gate.opened.set()
-        found = [await client.answer() for _ in range(3)]
+        found = [await client.answer() for _ in range(2)]
+        found.append(await client.ask(pipeline[-1:]))
         rest = await client.rest()
         await ending
         return found, rest
 
     found, rest = await same(ask)
-    assert [answer.body for answer in found] == [b"wait", b"pipelined", LARGE]
+    assert [answer.body for answer in found] == [b"wait", b"pipelined", end]
     assert [("connection", "close") in answer.headers for answer in found] == [False, False, True]
     assert rest == b""
 
@@ -654,6 +658,36 @@ async def test_what_uvicorn_has_read_stays_with_it(size: int | None, body: bytes
         assert (await client.ask(second[len(early) :])).body == body
         assert (await client.ask(post(b"third"))).body == b"third"
         assert server.connection
+
+
+@on_both_loops
+async def test_a_pipeline_that_uvicorn_has_begun_is_its_own() -> None:
+    gate = Gate()
+    async with lane_server(ScriptedApp(gate)) as server:
+        client = await server.client()
+        assert (await client.ask(post(b"first") + post(b"wait"))).body == b"first"
+        await until(lambda: gate.waiting)
+        await client.send(post(b"third"))
+        (connection,) = server.connections
+        assert not isinstance(connection, LaneConnection)
+        gate.opened.set()
+        assert [(await client.answer()).body for _ in range(2)] == [b"wait", b"third"]
+
+
+@on_both_loops
+async def test_a_body_is_no_request() -> None:
+    """Also where uvicorn has its head, and the body could be taken for an inference request."""
+    app = ScriptedApp()
+    inner = post(b"inner")
+    async with lane_server(app) as server:
+        client = await server.client()
+        outer = post(inner)
+        await client.ask(post(b"first") + outer[: -len(inner)])
+        assert (await client.ask(inner)).body == inner
+        for _ in range(2):
+            await client.send(outer[: -len(inner)])
+            assert (await client.ask(inner)).body == inner
+        assert app.bodies == [b"first", inner, inner, inner]
 
 
 # Any requests, in any pieces

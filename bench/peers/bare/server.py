@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 
 from bench.peers.served import Arguments, InvalidRequest, open_model
 
-_IN_A_THREAD = ("minilm", "ragged")
+_IN_A_THREAD = ("minilm",)
 
 
 def create(arguments: Arguments) -> FastAPI:

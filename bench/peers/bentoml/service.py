@@ -1,4 +1,4 @@
-"""The service that `server.py` starts."""
+"""The service that `server.py` starts; its settings are told there."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import bentoml
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bench.peers.served import Arguments, InvalidRequest, Served, Tensors, open_model
+from bench.peers.served import (
+    Arguments,
+    InvalidRequest,
+    Served,
+    Tensors,
+    best_batch,
+    open_model,
+)
 
-__all__ = ["OPTIONS", "Peer"]
-
-OPTIONS = {"max_batch_size": 32, "max_latency_ms": 60_000}
-"""Of the peer, with what they are by default."""
+__all__ = ["Peer"]
 
 _ARGUMENTS = Arguments.from_environment()
-_CHOSEN = _ARGUMENTS.options_over(OPTIONS)
+_OPTIONS = _ARGUMENTS.options_over(
+    {"max_batch_size": best_batch(_ARGUMENTS.model), "max_latency_ms": 60_000}
+)
 
 
 @cache
@@ -62,11 +68,11 @@ class Peer:
         self._model = _model()
 
     @bentoml.api(
-        batchable=_CHOSEN["max_batch_size"] > 1,
+        batchable=_OPTIONS["max_batch_size"] > 1,
         route=_ARGUMENTS.path,
         # It takes no 1, even where it is not used.
-        max_batch_size=max(2, _CHOSEN["max_batch_size"]),
-        max_latency_ms=_CHOSEN["max_latency_ms"],
+        max_batch_size=max(2, _OPTIONS["max_batch_size"]),
+        max_latency_ms=_OPTIONS["max_latency_ms"],
         input_spec=_Body,
         output_spec=_Answer,
     )

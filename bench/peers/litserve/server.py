@@ -16,7 +16,7 @@ from typing import Annotated
 import litserve as ls
 from fastapi import Depends, Request, Response
 
-from bench.peers.served import Arguments, Served, Tensors, open_model
+from bench.peers.served import Arguments, Served, Tensors, best_batch, open_model
 
 _TIMEOUT_S = {"minilm": 0.01}
 
@@ -69,7 +69,7 @@ def main() -> None:
     arguments = Arguments.from_command()
     options = arguments.options_over(
         {
-            "max_batch_size": 32,
+            "max_batch_size": best_batch(arguments.model),
             "batch_timeout_s": _TIMEOUT_S.get(arguments.model, 0.001),
             "api_servers": 1,
         }

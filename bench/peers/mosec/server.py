@@ -5,6 +5,8 @@ found for the model, and the wait is less than a batch takes to run; `serialize`
 are replaced where JSON of the standard library is slow. 1 ms is the shortest wait it takes, and
 for a small model already longer than a batch. Capacity (1,024 requests, then 429) and time-out
 (3 s, then 408) are its own.
+
+It fails every request of a batch in which one cannot be read.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import sys
 from mosec import Server, Worker
 from mosec.errors import DecodingError
 
-from bench.peers.served import Arguments, InvalidRequest, Tensors, open_model
+from bench.peers.served import Arguments, InvalidRequest, Tensors, best_batch, open_model
 
 _WAIT_MS = {"minilm": 10}
 
@@ -52,7 +54,7 @@ def main() -> None:
     arguments = Arguments.from_command()
     options = arguments.options_over(
         {
-            "max_batch_size": 32,
+            "max_batch_size": best_batch(arguments.model),
             "max_wait_ms": _WAIT_MS.get(arguments.model, 1),
             "capacity": 1024,
             "timeout_ms": 3000,

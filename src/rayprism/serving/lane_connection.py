@@ -105,11 +105,9 @@ def take_over(send: Send, lane: LaneState) -> None:
     protocol = transport.get_protocol()
     if (
         isinstance(protocol, HttpToolsProtocol)
-        and cycle.keep_alive
         and not cycle.more_body
-        # Nothing of a next request is here.
+        # Nothing of a next request is here: uvicorn has a new scope from its first byte.
         and protocol.scope is cycle.scope
-        and not protocol.pipeline
         and not transport.is_closing()
     ):
         LaneConnection(protocol, transport, lane).take()
@@ -247,9 +245,6 @@ class LaneConnection(asyncio.Protocol):
         self._closing = True
         if self._is_idle:
             self._transport.close()
-        elif self._task is None and self._transport.get_protocol() is self:
-            # A small body that is not all there: uvicorn waits for the rest.
-            self._give_back(self._received)
 
     # One request
 
@@ -422,10 +417,7 @@ class LaneConnection(asyncio.Protocol):
         if self._received:
             data, self._received = self._received, b""
             transport.resume_reading()
-            if self._closing:
-                self._give_back(data)
-            else:
-                self._read(data)
+            self._read(data)
         elif self._closing:
             transport.close()
 
