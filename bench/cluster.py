@@ -339,6 +339,15 @@ class BenchCluster:
         found = [*marked(self._marker), *find_members(self._marker, self._folder)]
         return list({process.pid: process for process in found}.values())
 
+    def haproxies(self) -> frozenset[int]:
+        """The processes of HAProxy: Serve starts another one for each change of replicas."""
+        found = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.name() == "haproxy" and process.environ().get(MARKER) == self._marker:
+                    found.add(process.pid)
+        return frozenset(found)
+
     def stop(self) -> None:
         """Ends every process of the run, and removes the cluster's files."""
         if self._process is not None and self._process.poll() is None:

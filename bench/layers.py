@@ -28,6 +28,7 @@ import uvloop
 from bench import machine, tiny_model
 from bench.cluster import free_ports
 from bench.load import drive
+from bench.tables import machine_line, table
 from rayprism.models.loader import load_model
 from rayprism.models.repository import Repository
 from rayprism.protocol.http import decode_infer_request, encode_infer_response
@@ -38,7 +39,7 @@ from rayprism.serving.service import ModelService
 from rayprism.serving.settings import UserConfig
 from rayprism.serving.telemetry import ReplicaTelemetry
 
-__all__ = ["LAYERS", "main"]
+__all__ = ["LAYERS", "main", "render"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _OUTPUT = _ROOT / "bench" / "results" / "layers.json"
@@ -200,10 +201,17 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             uvloop.run(_serve(given.serve, given.port, Path(folder)))
         return 0
-    results = {**machine.describe(), "samples": _measure(given)}
-    print(_table(results["samples"], given.connections))
+    results = {
+        **machine.describe(),
+        "rounds": given.rounds,
+        "seconds": given.seconds,
+        "samples": _measure(given),
+    }
+    text = render(results)
+    print(text)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(results, indent=1) + "\n")
+    given.output.with_suffix(".md").write_text(text)
     return 0
 
 
@@ -263,13 +271,15 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
     asyncio.run(asyncio.wait_for(connect(), 60))
 
 
-def _table(samples: list[dict[str, Any]], connections: list[int]) -> str:
-    lines = [
-        "| CPU time of the server per request | "
-        + " | ".join(f"{count} conn. |" for count in connections)
-    ]
-    lines.append("| --- |" + " ---: | ---: |" * len(connections))
-    above: dict[int, float] = {}
+def render(results: dict[str, Any]) -> str:
+    """The table of a run: what each layer's server takes, and what that is more than the last."""
+    samples = results["samples"]
+    connections = list(dict.fromkeys(sample["connections"] for sample in samples))
+    header = ["CPU time of the server per request"]
+    for count in connections:
+        header += [f"{count} conn.", "more"]
+    rows = []
+    before: dict[int, float] = {}
     for layer in dict.fromkeys(sample["layer"] for sample in samples):
         cells = [LAYERS[layer]]
         for count in connections:
@@ -278,11 +288,13 @@ def _table(samples: list[dict[str, Any]], connections: list[int]) -> str:
                 for sample in samples
                 if sample["layer"] == layer and sample["connections"] == count
             )
-            step = used - above.get(count, 0.0)
-            cells += [f"{used:.1f} us", f"{step:+.1f}"]
-            above[count] = used
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells += [f"{used:.1f} us", f"{used - before.get(count, 0.0):+.1f}"]
+            if layer != "uvicorn":
+                before[count] = used
+        rows.append(cells)
+    how = {"command": "python -m bench.layers", "scenario": {"rounds": results["rounds"]}}
+    line = machine_line({**results, **how})
+    return f"{line}\n\n{table(header, rows)}\n"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Rayprism(RayServer):
 
     def __init__(self, name: str, server: RayprismServer, run: RunContext) -> None:
         super().__init__(name, server, run)
-        self._changed = False
+        self._changed = self._acted = False
 
     def prepare(self) -> None:
         """Pushes the versions."""
@@ -73,6 +73,14 @@ class Rayprism(RayServer):
         self.cluster.remove([original["name"]], wait=True)
         self.cluster.deploy(original)
         self._changed = False
+        self.settle()
+
+    def pause(self) -> None:
+        """As of any server on Ray, once the last change is over."""
+        if self._acted or self.server.autoscaling is not None:
+            self._acted = False
+            self.settle()
+        super().pause()
 
     def act(self, action: Action) -> str:
         """Changes the stable version's application, or kills one of its replicas.
@@ -80,6 +88,7 @@ class Rayprism(RayServer):
         Raises:
             ActionFailed: It did not come to what was asked for.
         """
+        self._acted = True
         try:
             if action.do == "kill-replica":
                 return self._kill()

@@ -737,7 +737,7 @@ def test_any_requests_in_any_pieces(loop_name: str) -> None:
         raw, _ = await same(run)
         assert raw.count(b"connection: close\r\n") == 1
 
-    @settings(max_examples=30)
+    @settings(max_examples=20)
     @given(
         st.lists(requests(), max_size=6),
         st.lists(st.integers(0, 1 << 20), max_size=8),
