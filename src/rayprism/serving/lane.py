@@ -15,11 +15,11 @@ only slower.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import os
 import time
+import uuid
 from collections.abc import Callable
-from random import Random
 from typing import Any, Protocol
 
 from ray.serve._private.common import RequestMetadata, RequestProtocol
@@ -37,6 +37,7 @@ MIDDLEWARES = "rayprism.serving.lane:middlewares"
 
 _LOOK_S = 0.25
 """So often the lane looks whether Serve's settings still allow it."""
+_LAST_48_BITS = (1 << 48) - 1
 _FLUSH_S = 0.5
 """So long requests are counted here before Serve's counters get them."""
 
@@ -128,7 +129,9 @@ class Lane:
         self.accounts = accounts
         self._clock = clock
         self._look_at_s = 0.0
-        self._ids = Random(os.urandom(16))
+        begin = uuid.uuid4()
+        self._id_begin = str(begin)[:24].encode()
+        self._id_ends = itertools.count(begin.node)
         self._is_open = False
         self.prefix = ""
         self.paths: dict[bytes, str] = {}
@@ -159,15 +162,8 @@ class Lane:
             self.paths = {path.encode(): path for path in self.app.infer_paths(prefix)}
 
     def new_request_id(self) -> bytes:
-        """An id of the form of Serve's own: a random UUID."""
-        value = b"%032x" % self._ids.getrandbits(128)
-        return b"%b-%b-4%b-a%b-%b" % (
-            value[:8],
-            value[8:12],
-            value[13:16],
-            value[17:20],
-            value[20:],
-        )
+        """An id of the form of Serve's own: a UUID, of which the end is counted on."""
+        return b"%b%012x" % (self._id_begin, next(self._id_ends) & _LAST_48_BITS)
 
 
 class RayAccounts:
