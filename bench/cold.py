@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench import tiny_model
 from bench.cluster import BenchCluster, clean_environment
 from bench.figures import Target, Verdict
 from bench.plan import Plan
 
-__all__ = ["judge", "run", "summarise"]
+__all__ = ["judge", "push", "run", "summarise", "tiny_application"]
 
 _FACTOR = 1.5
 _BARE = (
@@ -39,6 +40,24 @@ _EMPTY = {
     "import_path": "bench.empty:app",
     "deployments": [{"name": "Empty", "ray_actor_options": {"num_cpus": 0.1}}],
 }
+
+
+def push(plan: Plan) -> None:
+    """Pushes the tiny model into the run's repository."""
+    model_file = plan.folder / "tiny.onnx"
+    tiny_model.write_onnx(model_file)
+    tiny_model.push(model_file, plan.repository)
+
+
+def tiny_application(plan: Plan) -> dict[str, Any]:
+    """The application for the tiny model, as an operator writes it."""
+    return {
+        "name": tiny_model.MODEL,
+        "import_path": "rayprism.serving.app:build",
+        "route_prefix": f"/v2/models/{tiny_model.MODEL}",
+        "args": {"model": tiny_model.MODEL, "version": 1, "repository": str(plan.repository)},
+        "deployments": [{"name": "model", "ray_actor_options": {"num_cpus": 0.5}}],
+    }
 
 
 def run(

@@ -39,7 +39,7 @@ def role_of(command: Iterable[str]) -> str:
     """What a marked process does, from its command line.
 
     Returns:
-        `replica:APPLICATION:DEPLOYMENT`, `haproxy`, `proxy`, `bare` or `ray` for all the rest.
+        `replica:APPLICATION:DEPLOYMENT`, `haproxy`, `proxy` or `ray` for all the rest.
     """
     parts = list(command)
     line = " ".join(parts)
@@ -49,8 +49,6 @@ def role_of(command: Iterable[str]) -> str:
         return "haproxy"
     if "ray::ProxyActor" in line:
         return "proxy"
-    if "bench.bare" in line:
-        return "bare"
     return "ray"
 
 

@@ -7,27 +7,6 @@ from typing import Any
 
 __all__ = ["context", "milliseconds", "number", "render", "table", "targets"]
 
-_TITLES = {
-    "rayprism": "rayprism (HAProxy, one replica)",
-    "noop": "no-op ASGI application (same cluster, one replica)",
-    "noop-unlogged": "the same without Ray's access log, as rayprism's applications are",
-    "noop-lane": "the same as a middleware, past Ray's own handling of requests",
-    "bare@haproxy": "uvicorn + FastAPI + onnxruntime, no Ray, no proxy",
-    "bare@default": "the same, beside the two above",
-    "documented": "Ray Serve as documented: FastAPI -> handle -> `@serve.batch`",
-    "documented-tuned": "the same with `max_ongoing_requests` and batching adjusted",
-}
-_ORDER = (
-    "rayprism",
-    "noop",
-    "noop-unlogged",
-    "noop-lane",
-    "bare@haproxy",
-    "documented",
-    "documented-tuned",
-    "bare@default",
-)
-
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first are figures, and stand right."""
@@ -52,8 +31,6 @@ def milliseconds(value_s: float | None) -> str:
 def render(results: Mapping[str, Any]) -> str:
     """The whole report: targets, then every table that the run has."""
     parts = [context(results), targets(results["verdicts"])]
-    if "tiny" in results:
-        parts.append(_tiny(results["tiny"]["summary"]))
     if "minilm" in results:
         parts.append(_minilm(results["minilm"]))
     if "cold" in results:
@@ -88,61 +65,6 @@ def targets(verdicts: Sequence[Mapping[str, Any]]) -> str:
         for verdict in verdicts
     ]
     return table(["target", "bound", "measured", ""], rows)
-
-
-def _tiny(rows: Sequence[Mapping[str, Any]]) -> str:
-    counts = [row["connections"] for row in rows]
-    present = [key for key in _ORDER if any(key in row["servers"] for row in rows)]
-    header = ["one row of 30 floats, tiny MLP"]
-    for count in counts:
-        header += [f"{count} conn., requests/s", "p50", "p99"]
-    lines, ratios, cpu = [], [], []
-    for key in present:
-        cells = [_TITLES[key]]
-        for row in rows:
-            server = row["servers"].get(key, {})
-            mark = "" if server.get("clean", True) else " (errors)"
-            cells += [
-                number(server.get("rate")) + mark,
-                milliseconds(server.get("p50_s")),
-                milliseconds(server.get("p99_s")),
-            ]
-        lines.append(cells)
-    for key, title in (
-        ("noop", "rayprism / no-op"),
-        ("noop-unlogged", "rayprism / no-op without access log"),
-        ("noop-lane", "rayprism / no-op past Ray's handling"),
-        ("bare", "rayprism / uvicorn without Ray"),
-        ("documented", "rayprism / documented"),
-        ("documented-tuned", "rayprism / documented, adjusted"),
-    ):
-        if any(key in row["ratios"] for row in rows):
-            ratios.append([title, *(_ratio(row["ratios"].get(key, {})) for row in rows)])
-    for key in present:
-        busy = [_cpu(row["servers"].get(key, {}).get("cpu_us_per_request", {})) for row in rows]
-        cpu.append([_TITLES[key], *busy])
-    conn = [f"{count} conn." for count in counts]
-    return "\n\n".join(
-        (
-            table(header, lines),
-            table(["ratio of requests/s", *conn], ratios),
-            "The documented pattern ran in a cluster of its own, under default settings, after "
-            "the others: its ratio goes through the peer without Ray, which ran in both phases; "
-            "in brackets the plain ratio.",
-            table(["CPU time per request: server + proxy + client", *conn], cpu),
-        )
-    )
-
-
-def _ratio(ratio: Mapping[str, float | None]) -> str:
-    raw = f" ({number(ratio['raw'], 'x')})" if ratio.get("raw") else ""
-    return number(ratio.get("rate"), "x") + raw
-
-
-def _cpu(used: Mapping[str, float]) -> str:
-    if not used:
-        return "-"
-    return " + ".join(number(used[group]) for group in ("server", "proxy", "client")) + " us"
 
 
 def _minilm(result: Mapping[str, Any]) -> str:

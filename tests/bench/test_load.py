@@ -34,7 +34,6 @@ def test_no_answer_is_a_failure() -> None:
         (["ray::ServeReplica:tiny:model.handle_request"], "replica:tiny:model"),
         (["/opt/bin/haproxy", "-db", "-f", "x"], "haproxy"),
         (["ray::ProxyActor"], "proxy"),
-        (["python", "-m", "bench.bare", "--port=1"], "bare"),
         (["raylet", "--haproxy"], "ray"),
         ([], "ray"),
     ],
