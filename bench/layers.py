@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ _PREFIX = f"/v2/models/{tiny_model.MODEL}"
 
 LAYERS = {
     "sockets": "uvloop reads and writes the bytes",
-    "http": "+ llhttp and the fast lane: head, task, answer's head",
+    "http": "+ llhttp and the fast lane: head, answer's head",
     "protocol": "+ JSON into arrays and back, checked",
     "batching": "+ request, queue, batches, statistics (the model is a constant)",
     "model": "+ ONNX Runtime",
@@ -63,7 +63,7 @@ _HEADERS = [
     (b"x-rayprism-version", b"1"),
     (b"content-length", b"%d" % len(_ANSWER)),
 ]
-App = Callable[[Any, Any, Any], Awaitable[None]]
+App = Callable[[Any], Any]
 
 
 class _Sockets(asyncio.Protocol):
@@ -96,20 +96,15 @@ class _NoAccounts:
         pass
 
 
-async def _constant(scope: Any, receive: Any, send: Any) -> None:
-    await receive()
-    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-    await send({"type": "http.response.body", "body": _ANSWER})
+def _constant(body: Any) -> Any:
+    return _HEADERS, _ANSWER
 
 
-async def _protocol(scope: Any, receive: Any, send: Any) -> None:
-    message = await receive()
-    request = decode_infer_request(message["body"])
+def _protocol(body: Any) -> Any:
+    request = decode_infer_request(body)
     outputs = {tiny_model.OUTPUT: np.zeros((1, 1), np.float32)}
-    body, _ = encode_infer_response(tiny_model.MODEL, "1", request, outputs)
-    headers = [*_HEADERS[:2], (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    answer, _ = encode_infer_response(tiny_model.MODEL, "1", request, outputs)
+    return [*_HEADERS[:2], (b"content-length", b"%d" % len(answer))], answer
 
 
 def _model_app(layer: str, folder: Path) -> ModelApp:
@@ -172,7 +167,7 @@ async def _serve(layer: str, port: int, folder: Path) -> None:
 
 
 class _Plain:
-    """An application of one path."""
+    """Stands for an application: answers at once."""
 
     max_body_bytes = 1 << 20
 
@@ -182,8 +177,9 @@ class _Plain:
     def infer_paths(self, prefix: str) -> tuple[str, ...]:
         return (f"{prefix}/infer",)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._app(scope, receive, send)
+    def infer_now(self, headers: Any, body: Any, request_id: str, reply: Any) -> Any:
+        asyncio.get_running_loop().call_soon(lambda: reply(200, *self._app(body)))
+        return lambda: None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -68,19 +68,32 @@ async def serving(
     service = ModelService(
         load_model(version), UserConfig(max_body_bytes=MAX_BODY, max_queue_rows=100_000)
     )
-    infer = service.infer
+    infer, submit = service.infer, service.submit
 
-    async def infer_or_refuse(request: Any, *args: Any, **kwargs: Any) -> Any:
+    def refuse(request: Any) -> None:
         if request.id == "one-too-many":
             raise Overloaded("the queue is full", 2.5)
         if request.id == "broken":
             raise RuntimeError("a bug")
+
+    def alike(error: Any) -> Any:
+        if not isinstance(error, DeadlineExceeded):
+            return error
+        return DeadlineExceeded(re.sub(r"[\d.e-]+ s,", "so long,", str(error)))
+
+    async def infer_or_refuse(request: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse(request)
         try:
             return await infer(request, *args, **kwargs)
         except DeadlineExceeded as error:
-            raise DeadlineExceeded(re.sub(r"[\d.e-]+ s,", "so long,", str(error))) from None
+            raise alike(error) from None
+
+    def submit_or_refuse(request: Any, record: Any, done: Any) -> Any:
+        refuse(request)
+        return submit(request, record, lambda outputs, error: done(outputs, alike(error)))
 
     service.infer = infer_or_refuse  # type: ignore[method-assign]
+    service.submit = submit_or_refuse  # type: ignore[method-assign]
     try:
         async with lane_server(ModelApp(service), lane=lane, **options) as server:
             yield server

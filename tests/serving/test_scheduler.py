@@ -508,3 +508,71 @@ async def test_a_storm_of_requests_loses_none() -> None:
         assert scheduler.queued_rows == 0
     assert len(outcomes) == 400
     assert set(outcomes) >= {"served", "model_failed"}
+
+
+def submit(scheduler: Scheduler, ended: list[Any], *values: float, done: Any = None) -> Any:
+    """Without a task: what comes of it is put into a list."""
+    return scheduler.submit(
+        rows_of(*values),
+        len(values),
+        timeout_s=30.0,
+        priority=0,
+        request_id="r",
+        arrival_s=None,
+        record=None,
+        done=done or (lambda outputs, error: ended.append((outputs, error))),
+    )
+
+
+@async_test
+async def test_the_end_of_a_submitted_request_is_told_once() -> None:
+    model, ended = DoublingModel(), list[Any]()
+    async with running(model) as scheduler:
+        submit(scheduler, ended, 1.0, 2.0)
+        submit(scheduler, ended, POISON)
+        assert ended == []
+        await until(lambda: len(ended) == 2)
+        (outputs, nothing), (none, error) = sorted(ended, key=lambda end: end[0] is None)
+        assert outputs["y"].tolist() == [[2.0], [4.0]]
+        assert nothing is None
+        assert none is None
+        assert isinstance(error, ModelFailed)
+        await infer(scheduler, 3.0)
+    assert len(ended) == 2
+
+
+@async_test
+async def test_a_submitted_request_is_taken_back() -> None:
+    statistics, ended = Statistics(), list[Any]()
+    model = DoublingModel()
+    async with running(model, statistics=statistics, execution="thread") as scheduler:
+        held = await hold(scheduler, model)
+        job = submit(scheduler, ended, 1.0)
+        assert scheduler.queued_rows == 1
+        scheduler.cancel(job)
+        scheduler.cancel(job)
+        assert scheduler.queued_rows == 0
+        model.gate.set()
+        await held
+        await infer(scheduler, 2.0)
+    assert ended == []
+    assert [batch.tolist() for batch in model.batches] == [[[2.0]]]
+    assert statistics.failures == {"cancelled": 1}
+
+
+@async_test
+async def test_who_cannot_be_told_keeps_no_other_from_its_answer() -> None:
+    def broken(outputs: Any, error: Any) -> None:
+        raise RuntimeError("nobody there")
+
+    model, ended = DoublingModel(), list[Any]()
+    async with running(model, execution="thread") as scheduler:
+        held = await hold(scheduler, model)
+        submit(scheduler, ended, 1.0, done=broken)
+        submit(scheduler, ended, 2.0)
+        model.gate.set()
+        await held
+        await until(lambda: len(ended) == 1)
+        assert ended[0][0]["y"].tolist() == [[4.0]]
+        assert (await infer(scheduler, 3.0))["y"].tolist() == [[6.0]]
+    assert len(model.batches[0]) == 2, "they shared a batch"

@@ -418,6 +418,9 @@ class ScriptedApp:
     def infer_paths(self, prefix: str) -> tuple[str, ...]:
         return (f"{prefix}/infer",)
 
+    def infer_now(self, *request: Any) -> None:
+        """It has to await: see `__call__`."""
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scopes.append(scope)
         body, more = b"", True

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from rayprism.errors import InvalidInput, NotFound, RequestError, TooLarge
-from rayprism.protocol.compression import choose_encoding, compress, decompress
+from rayprism.protocol.compression import Encoding, choose_encoding, compress, decompress
 from rayprism.protocol.status import error_body, http_status, retry_after_header
 
 __all__ = [
@@ -25,6 +25,10 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
+    "answer_encoding",
+    "answer_headers",
+    "compressed_headers",
+    "error_to_tell",
     "header_length",
     "inflate_body",
     "read_body",
@@ -195,22 +199,45 @@ async def send_body(
         json_length: Length of the JSON before binary tensors; None where all of it is JSON.
         extra: More headers.
     """
-    headers = [_JSON if json_length is None else _BINARY, *extra]
-    if json_length is not None:
-        headers.append((b"inference-header-content-length", b"%d" % json_length))
-    if len(body) >= _COMPRESS_FROM_BYTES:
-        accepted = request_headers.get(b"accept-encoding")
-        encoding = choose_encoding(accepted.decode("latin-1")) if accepted is not None else None
-        if encoding is not None:
-            if len(body) < _THREAD_FROM_BYTES:
-                body = compress(body, encoding)
-            else:
-                body = await asyncio.to_thread(compress, body, encoding)
-            headers.append((b"content-encoding", encoding.encode()))
-            headers.append((b"vary", b"accept-encoding"))
+    headers = answer_headers(json_length, extra)
+    encoding = answer_encoding(body, request_headers)
+    if encoding is not None:
+        if len(body) < _THREAD_FROM_BYTES:
+            body = compress(body, encoding)
+        else:
+            body = await asyncio.to_thread(compress, body, encoding)
+        headers += compressed_headers(encoding)
     headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def compressed_headers(encoding: Encoding) -> list[tuple[bytes, bytes]]:
+    """What a compressed answer says of itself."""
+    return [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
+
+
+def answer_headers(
+    json_length: int | None, extra: tuple[tuple[bytes, bytes], ...]
+) -> list[tuple[bytes, bytes]]:
+    """Headers of an inference answer, but those that depend on how it is compressed.
+
+    Args:
+        json_length: Length of the JSON before binary tensors; None where all of it is JSON.
+        extra: More headers.
+    """
+    headers = [_JSON if json_length is None else _BINARY, *extra]
+    if json_length is not None:
+        headers.append((b"inference-header-content-length", b"%d" % json_length))
+    return headers
+
+
+def answer_encoding(body: bytes, request_headers: Headers) -> Encoding | None:
+    """How an answer is to be compressed; None: not at all."""
+    if len(body) < _COMPRESS_FROM_BYTES:
+        return None
+    accepted = request_headers.get(b"accept-encoding")
+    return None if accepted is None else choose_encoding(accepted.decode("latin-1"))
 
 
 async def send_json(
@@ -239,7 +266,15 @@ async def send_html(send: Send, page: str) -> None:
 async def send_error(
     send: Send, error: Exception, request_id: str, signature: tuple[tuple[bytes, bytes], ...] = ()
 ) -> None:
-    """Sends `{"error": ...}` with the status that belongs to the error.
+    """Sends `{"error": ...}` with the status that belongs to the error: see `error_to_tell`."""
+    error, signature = error_to_tell(error, request_id, signature)
+    await send_body(send, error_body(error), {}, status=http_status(error), extra=signature)
+
+
+def error_to_tell(
+    error: Exception, request_id: str, signature: tuple[tuple[bytes, bytes], ...]
+) -> tuple[RequestError, tuple[tuple[bytes, bytes], ...]]:
+    """What a client is told of an error, and the headers of that answer.
 
     What is not an error of ours is logged with its trace, and the client is told only where.
     """
@@ -251,7 +286,7 @@ async def send_error(
     retry_after = retry_after_header(error)
     if retry_after is not None:
         signature = (*signature, (b"retry-after", retry_after.encode()))
-    await send_body(send, error_body(error), {}, status=http_status(error), extra=signature)
+    return error, signature
 
 
 async def send_method_not_allowed(

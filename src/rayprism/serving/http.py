@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rayprism.core.tensors import Tensors
 from rayprism.errors import RequestError, Unsupported
 from rayprism.protocol import openapi as documentation
+from rayprism.protocol.compression import compress
 from rayprism.protocol.http import (
     decode_infer_request,
     encode_infer_response,
@@ -22,7 +25,7 @@ from rayprism.protocol.metadata import (
     repository_index,
     server_metadata,
 )
-from rayprism.protocol.status import code_of_http
+from rayprism.protocol.status import code_of_http, error_body, http_status
 from rayprism.serving.asgi import (
     AsgiApp,
     ClientLeft,
@@ -30,6 +33,10 @@ from rayprism.serving.asgi import (
     Receive,
     Scope,
     Send,
+    answer_encoding,
+    answer_headers,
+    compressed_headers,
+    error_to_tell,
     header_length,
     inflate_body,
     read_body,
@@ -68,12 +75,20 @@ _SERVER_PATHS = {
 }
 _POST_ONLY = frozenset({"infer", "index", "load"})
 NO_LOADING = "models are loaded and unloaded by `serve deploy`, not by clients of the protocol"
+Reply = Callable[[int, list[tuple[bytes, bytes]], bytes], None]
+"""Sends an answer: status, headers, body."""
 _VERSION = VERSION_HEADER.encode()
 _TIMEOUT = TIMEOUT_HEADER.encode()
 _FORWARDED = FORWARDED_HEADER.encode()
+_AWAITED = frozenset({_VERSION, _TIMEOUT, b"content-encoding"})
+"""Headers of requests that may have to wait for something else than the model."""
 _DAY_S = 86_400.0
 _MAX_KNOWN_PATHS = 64
 """Parsed paths that are remembered; clients could write any number of slashes at the end."""
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +206,107 @@ class ModelApp(AsgiApp):
             await send_html(send, documentation.docs_page(f"{beside}openapi.json"))
         else:
             await send_json(send, self._document(endpoint.operation), extra=self.signature)
+
+    def infer_now(
+        self,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes | memoryview,
+        request_id: str,
+        reply: Reply,
+    ) -> Callable[[], None] | None:
+        """Answers a plain inference request without a task, where nothing has to be awaited.
+
+        Args:
+            headers: Of the request.
+            body: The whole of it.
+            request_id: For the log.
+            reply: Called once with the answer, but not before this returns.
+
+        Returns:
+            What takes the request back when its client leaves; None where the request is not as
+            plain as that: then nothing has been done.
+        """
+        service, found = self._service, dict(headers)
+        if not (self._is_direct and _AWAITED.isdisjoint(found)):
+            return None
+        record = self._begin(found, request_id)
+
+        def done(outputs: Tensors | None, error: Exception | None) -> None:
+            if outputs is not None:
+                try:
+                    answer = encode_infer_response(
+                        service.model_name, service.version, request, outputs
+                    )
+                except Exception as raised:
+                    error = raised
+                else:
+                    self._reply(answer, found, record, reply)
+                    return
+            self._reply_error(error or RequestError("no answer"), record, reply)
+
+        try:
+            request = decode_infer_request(body, header_length(found))
+            job = service.submit(request, record, done)
+        except Exception as error:
+            asyncio.get_running_loop().call_soon(done, None, error)
+            return _nothing
+
+        def cancel() -> None:
+            if not job.is_done:
+                service.cancel(job)
+                record.reason = "cancelled"
+                service.telemetry.finish(record)
+
+        return cancel
+
+    @property
+    def _is_direct(self) -> bool:
+        service = self._service
+        return (
+            service.is_direct
+            and not service.traffic.is_split
+            and not service.shadows.is_on
+            and service.telemetry.tracer is None
+        )
+
+    def _reply(
+        self,
+        answer: tuple[bytes, int | None],
+        asked: Headers,
+        record: RequestRecord,
+        reply: Reply,
+    ) -> None:
+        body, json_length = answer
+        headers = answer_headers(json_length, self.signature)
+        encoding = answer_encoding(body, asked)
+        if encoding is None:
+            self._finish(record, reply, 200, headers, body)
+            return
+        headers += compressed_headers(encoding)
+
+        def compressed(future: asyncio.Future[bytes]) -> None:
+            self._finish(record, reply, 200, headers, future.result())
+
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, compress, body, encoding).add_done_callback(compressed)
+
+    def _reply_error(self, error: Exception, record: RequestRecord, reply: Reply) -> None:
+        record.reason = error.code if isinstance(error, RequestError) else "internal"
+        told, extra = error_to_tell(error, record.request_id, self.signature)
+        headers = answer_headers(None, extra)
+        self._finish(record, reply, http_status(told), headers, error_body(told))
+
+    def _finish(
+        self,
+        record: RequestRecord,
+        reply: Reply,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+    ) -> None:
+        headers.append((b"content-length", b"%d" % len(body)))
+        reply(status, headers, body)
+        self._service.telemetry.finish(record)
 
     async def _infer(
         self,

@@ -28,7 +28,7 @@ from ray.serve._private.tracing_utils import is_tracing_enabled
 from starlette.middleware import Middleware
 
 from rayprism.serving.asgi import Message, Receive, Scope, Send
-from rayprism.serving.lane_connection import take_over
+from rayprism.serving.lane_connection import Body, Headers, Reply, take_over
 
 __all__ = ["MIDDLEWARES", "Lane", "LaneApp", "RayAccounts", "middlewares", "open_lane"]
 
@@ -57,6 +57,11 @@ class LaneApp(Protocol):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
+
+    def infer_now(
+        self, headers: Headers, body: Body, request_id: str, reply: Reply
+    ) -> Callable[[], None] | None:
+        """Answers a plain one without a task: see `ModelApp.infer_now`."""
 
 
 def open_lane(app: LaneApp) -> None:
@@ -126,6 +131,7 @@ class Lane:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
+        self.infer_now = app.infer_now
         self.accounts = accounts
         self._clock = clock
         self._look_at_s = 0.0

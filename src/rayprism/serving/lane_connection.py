@@ -28,6 +28,8 @@ from rayprism.serving.asgi import Message, Receive, Scope, Send
 __all__ = ["Accounts", "LaneConnection", "LaneState", "take_over"]
 
 Body = bytes | memoryview
+Headers = list[tuple[bytes, bytes]]
+Reply = Callable[[int, Headers, bytes], None]
 _DIRECT_FROM_BYTES = 32 * 1024
 """Bodies from this size are read into their own memory; below, the copy is cheaper."""
 _SERVES_ONLY = frozenset(
@@ -74,6 +76,12 @@ class LaneState(Protocol):
     @property
     def app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Answers requests."""
+
+    @property
+    def infer_now(
+        self,
+    ) -> Callable[[Headers, Body, str, Reply], Callable[[], None] | None]:
+        """Answers plain requests without a task: see `ModelApp.infer_now`."""
 
     @property
     def accounts(self) -> Accounts:
@@ -157,6 +165,8 @@ class LaneConnection(asyncio.Protocol):
         self._server: Any = web.server_state
         self._received = b""
         self._task: asyncio.Task[None] | None = None
+        self._cancel: Callable[[], None] | None = None
+        self._began_s = 0.0
         self._closing = False
         self._idle_since_s = self._loop.time()
         self._idle: asyncio.TimerHandle | None = None
@@ -191,6 +201,7 @@ class LaneConnection(asyncio.Protocol):
         """Whether nothing of a request is here: a body that is half read is something."""
         return (
             self._task is None
+            and self._cancel is None
             and not self._received
             and self._transport.get_protocol() is self  # and not a _BodyReader
         )
@@ -213,7 +224,7 @@ class LaneConnection(asyncio.Protocol):
         """Bytes of a request, or of several."""
         if self._received:
             data, self._received = self._received + data, b""
-        if self._task is None:
+        if self._task is None and self._cancel is None:
             self._read(data)
         else:
             # The next one, before the answer to this one is there.
@@ -224,7 +235,11 @@ class LaneConnection(asyncio.Protocol):
         """The client left: what it asked for is not worth doing any more."""
         self._closing = True
         self._leave()
-        if self._task is not None:
+        if self._cancel is not None:
+            self._cancel()
+            self._cancel = None
+            self._lane.accounts.end(_CLIENT_LEFT, time.perf_counter() - self._began_s)
+        elif self._task is not None:
             # Not at once: a task that is cancelled before it begins would not give its slot back.
             self._loop.call_soon(self._task.cancel)
         self._web.connection_lost(error)
@@ -308,20 +323,41 @@ class LaneConnection(asyncio.Protocol):
             body: Its body.
             data: All that has come, to give it back; None: the head and the body are all.
         """
-        if not self._lane.accounts.begin():
+        lane = self._lane
+        if not lane.accounts.begin():
             if data is None:
                 data = request.head + bytes(body)
             self._give_back(data)
             return
-        self._task = self._loop.create_task(self._answer(request, body))
-
-    async def _answer(self, request: _Request, body: Body) -> None:
-        lane, began_s = self._lane, time.perf_counter()
+        began_s = time.perf_counter()
         headers = request.headers
         request_id = next((value for name, value in headers if name == _REQUEST_ID), None)
         if request_id is None:
             request_id = lane.new_request_id()
             headers.append((_REQUEST_ID, request_id))
+        # What the client does not read has to be waited for, which takes a task.
+        if not self._web.flow.write_paused:
+
+            def reply(status: int, said: list[tuple[bytes, bytes]], answer: bytes) -> None:
+                if self._cancel is None:
+                    return  # the client has left
+                self._cancel = None
+                lane.accounts.end(status, time.perf_counter() - began_s)
+                if not self._transport.is_closing():
+                    self._write(status, said, request_id, answer)
+                self._next()
+
+            self._cancel = lane.infer_now(headers, body, request_id.decode("latin-1"), reply)
+            if self._cancel is not None:
+                self._began_s = began_s
+                return
+        answering = self._answer(request, request_id, body, began_s)
+        self._task = self._loop.create_task(answering)
+
+    async def _answer(
+        self, request: _Request, request_id: bytes, body: Body, began_s: float
+    ) -> None:
+        lane, headers = self._lane, request.headers
         scope: Scope = {
             "type": "http",
             "method": "POST",
@@ -349,7 +385,7 @@ class LaneConnection(asyncio.Protocol):
             if flow.write_paused:
                 await flow.drain()
             if not transport.is_closing():
-                self._write(start, request_id, message["body"])
+                self._write(start["status"], start["headers"], request_id, message["body"])
                 status = start["status"]
 
         try:
@@ -363,14 +399,16 @@ class LaneConnection(asyncio.Protocol):
             self._task = None
         self._next()
 
-    def _write(self, start: Message, request_id: bytes, body: bytes) -> None:
+    def _write(
+        self, status: int, headers: list[tuple[bytes, bytes]], request_id: bytes, body: bytes
+    ) -> None:
         transport = self._transport
         # uvicorn, too, answers all that it has of pipelined requests before it ends.
         is_last = self._closing and not self._received
-        content = [STATUS_LINE[start["status"]]]
+        content = [STATUS_LINE[status]]
         for name, value in self._server.default_headers:
             content += (name, b": ", value, b"\r\n")
-        for name, value in start["headers"]:
+        for name, value in headers:
             content += (name, b": ", value, b"\r\n")
         content += (b"x-request-id: ", request_id, b"\r\n")
         if is_last:

@@ -37,9 +37,11 @@ from rayprism.errors import (
 from rayprism.serving.statistics import Statistics
 from rayprism.telemetry.records import BatchRecord, RequestRecord
 
-__all__ = ["BatchRunner", "Execution", "Scheduler"]
+__all__ = ["BatchRunner", "Execution", "Job", "OnDone", "Scheduler"]
 
 Execution = Literal["auto", "inline", "thread"]
+OnDone = Callable[[Tensors | None, RequestError | None], None]
+"""Gets the outputs of a request, or why there are none."""
 OnBatch = Callable[[BatchRecord, int, int, Iterable[RequestRecord | None]], None]
 logger = logging.getLogger("ray.serve.rayprism")
 
@@ -55,17 +57,36 @@ class BatchRunner(Protocol):
         """Runs one batch; any exception means that it failed."""
 
 
-class _Job:
-    """One request: its pieces, and the future that its caller awaits."""
+class Job:
+    """One request: its pieces, and who is told of its end."""
 
-    __slots__ = ("future", "missing", "parts", "pieces", "record", "request_id", "started_s")
+    __slots__ = (
+        "arrival_s",
+        "done",
+        "is_done",
+        "missing",
+        "parts",
+        "pieces",
+        "record",
+        "request_id",
+        "rows",
+        "started_s",
+    )
 
     def __init__(
-        self, future: asyncio.Future[Tensors], request_id: str, record: RequestRecord | None
+        self,
+        rows: int,
+        arrival_s: float,
+        request_id: str,
+        record: RequestRecord | None,
+        done: OnDone,
     ) -> None:
-        self.future = future
+        self.rows = rows
+        self.arrival_s = arrival_s
         self.request_id = request_id
         self.record = record
+        self.done = done
+        self.is_done = False
         self.pieces: list[Pending] = []
         self.parts: list[Tensors | None] = []
         self.missing = 0
@@ -74,7 +95,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Piece:
-    job: _Job
+    job: Job
     index: int
     tensors: Tensors
 
@@ -215,12 +236,66 @@ class Scheduler:
             RequestError: Whatever of this kind the model raised on this request.
             NotReady: The replica is being taken down.
         """
+        future: asyncio.Future[Tensors] = self._loop.create_future()
+
+        def done(outputs: Tensors | None, error: RequestError | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            elif outputs is not None:
+                future.set_result(outputs)
+
+        job = self.submit(
+            tensors,
+            rows,
+            timeout_s=timeout_s,
+            priority=priority,
+            request_id=request_id,
+            arrival_s=arrival_s,
+            record=record,
+            done=done,
+        )
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.cancel(job)
+            raise
+
+    def submit(
+        self,
+        tensors: Tensors,
+        rows: int,
+        *,
+        timeout_s: float,
+        priority: int,
+        request_id: str,
+        arrival_s: float | None,
+        record: RequestRecord | None,
+        done: OnDone,
+    ) -> Job:
+        """Lets a request wait for its turn, without a task that waits with it.
+
+        Args:
+            tensors: As for `infer`, and so are the others.
+            rows: Likewise.
+            timeout_s: Likewise.
+            priority: Likewise.
+            request_id: Likewise.
+            arrival_s: Likewise.
+            record: Likewise.
+            done: Called once, later, with the outputs or with what `infer` would raise; never
+                for a request that is cancelled.
+
+        Raises:
+            Overloaded, TooLarge, NotReady: As `infer`; then `done` is not called.
+        """
         now_s = self._clock() if arrival_s is None else arrival_s
         limits = self._queue.limits
         self._check_room(rows)
         length = ragged_length(tensors, self._ragged) if self._ragged else 1
         key = batch_key(tensors, self._ragged)
-        job = _Job(self._loop.create_future(), request_id, record)
+        job = Job(rows, now_s, request_id, record, done)
         ranges = [(0, rows)]
         if rows > limits.max_rows or limits.max_cost is not None:
             ranges = plan_pieces(rows, length, limits)
@@ -243,16 +318,16 @@ class Scheduler:
             self._wake_at(now_s + timeout_s - self._rate.floor_s)
         else:
             self._schedule_pump()
-        try:
-            outputs = await job.future
-        except asyncio.CancelledError:
-            # The client has left: nobody would read the answer.
-            for piece in job.pieces:
-                self._queue.cancel(piece)
-            self._statistics.failed("cancelled", self._clock() - now_s)
-            raise
-        self._statistics.served(rows, job.started_s - now_s, self._clock() - now_s)
-        return outputs
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Takes a request back whose client has left: nobody would read the answer."""
+        if job.is_done:
+            return
+        job.is_done = True
+        for piece in job.pieces:
+            self._queue.cancel(piece)
+        self._statistics.failed("cancelled", self._clock() - job.arrival_s)
 
     async def close(self) -> None:
         """Refuses what waits, lets the running batch end, and gives the thread back."""
@@ -457,26 +532,31 @@ class Scheduler:
     def _deliver(self, pending: Pending, share: Tensors) -> None:
         piece: _Piece = pending.item
         job = piece.job
-        if job.future.done():
+        if job.is_done:
             return
         job.parts[piece.index] = share
         job.missing -= 1
         if job.missing:
             return
+        if len(job.parts) > 1:
+            try:
+                share = concatenate([part for part in job.parts if part is not None], {})
+            except ValueError as error:
+                self._fail(pending, self._failure(error, job.request_id))
+                return
+        now_s = self._clock()
         if job.record is not None:
-            job.record.computed_s = self._clock()
-        if len(job.parts) == 1:
-            job.future.set_result(share)
-        else:
-            self._deliver_whole(pending, [part for part in job.parts if part is not None])
+            job.record.computed_s = now_s
+        job.is_done = True
+        self._statistics.served(job.rows, job.started_s - job.arrival_s, now_s - job.arrival_s)
+        self._tell(job, share, None)
 
-    def _deliver_whole(self, pending: Pending, parts: list[Tensors]) -> None:
+    def _tell(self, job: Job, outputs: Tensors | None, error: RequestError | None) -> None:
         try:
-            whole = concatenate(parts, {})
-        except ValueError as error:
-            self._fail(pending, self._failure(error, pending.item.job.request_id))
-        else:
-            pending.item.job.future.set_result(whole)
+            job.done(outputs, error)
+        except Exception:
+            # The others of its batch get their answers all the same.
+            logger.exception("The end of request %s could not be told.", job.request_id)
 
     def _expire(self, pending: Pending, now_s: float) -> None:
         waited_s = now_s - pending.arrival_s
@@ -490,13 +570,14 @@ class Scheduler:
         )
 
     def _fail(self, pending: Pending, error: RequestError) -> None:
-        job: _Job = pending.item.job
-        if job.future.done():
+        job: Job = pending.item.job
+        if job.is_done:
             return
-        job.future.set_exception(error)
+        job.is_done = True
         self._statistics.failed(error.code, self._clock() - pending.arrival_s)
         for piece in job.pieces:
             self._queue.cancel(piece)
+        self._tell(job, None, error)
 
 
 def _cut(array: Array, axis: int, length: int) -> Array:

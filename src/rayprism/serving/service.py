@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rayprism.core.batching import BatchLimits
@@ -26,7 +27,7 @@ from rayprism.protocol.messages import InferRequest
 from rayprism.protocol.metadata import ServedModel
 from rayprism.protocol.select import select_outputs
 from rayprism.serving.links import Links
-from rayprism.serving.scheduler import Execution, Scheduler
+from rayprism.serving.scheduler import Execution, Job, OnDone, Scheduler
 from rayprism.serving.service_gauges import ServiceGauges
 from rayprism.serving.settings import UserConfig, parse_user_config
 from rayprism.serving.shadows import Shadows
@@ -206,14 +207,10 @@ class ModelService:
         Raises:
             RequestError: See `Scheduler.infer`; and InvalidInput for what the model does not take.
         """
-        config, scheduler = self.config, self._scheduler
+        scheduler = self._scheduler
         if arrival_s is None:
             arrival_s = scheduler.now_s()
-        timeout_s = request.timeout_s or config.default_timeout_s
-        if most_s is not None and most_s < timeout_s:
-            timeout_s = most_s
-        priority = self._priority(request.priority, config)
-        names = select_outputs(request, self._output_names) if request.outputs else ()
+        timeout_s, priority, names = self._terms(request, most_s)
         tensors = request.tensors
         rows = check_inputs(self.manifest.inputs, tensors, batched=self._batched)
         if record is not None:
@@ -236,7 +233,58 @@ class ModelService:
             arrival_s=arrival_s,
             record=record,
         )
-        return {name: outputs[name] for name in names} if request.outputs else outputs
+        return _selected(outputs, names)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether requests may be submitted: nothing happens to them before the queue."""
+        return self._preparer is None
+
+    def submit(self, request: InferRequest, record: RequestRecord, done: OnDone) -> Job:
+        """Lets a decoded request wait for its turn, where `is_direct`; does not wait itself.
+
+        Args:
+            request: What is asked.
+            record: Says when it came; gets what it takes at each step.
+            done: Called once, later, with the outputs that it asked for, or with the error; not
+                for a request that is cancelled.
+
+        Raises:
+            RequestError: What can be said at once; then `done` is not called.
+        """
+        scheduler = self._scheduler
+        timeout_s, priority, names = self._terms(request, None)
+        tensors = request.tensors
+        record.rows = rows = check_inputs(self.manifest.inputs, tensors, batched=self._batched)
+        record.decoded_s = scheduler.now_s()
+        if names:
+            done = partial(_tell_selected, done, names)
+        return scheduler.submit(
+            tensors,
+            rows,
+            timeout_s=timeout_s,
+            priority=priority,
+            request_id=record.request_id,
+            arrival_s=record.began_s,
+            record=record,
+            done=done,
+        )
+
+    def cancel(self, job: Job) -> None:
+        """Takes back a request that was submitted: its client has left."""
+        self._scheduler.cancel(job)
+
+    def _terms(
+        self, request: InferRequest, most_s: float | None
+    ) -> tuple[float, int, Sequence[str]]:
+        """Time-out, priority and wanted outputs of a request; no outputs: all of them."""
+        config = self.config
+        timeout_s = request.timeout_s or config.default_timeout_s
+        if most_s is not None and most_s < timeout_s:
+            timeout_s = most_s
+        priority = self._priority(request.priority, config)
+        names = select_outputs(request, self._output_names) if request.outputs else ()
+        return timeout_s, priority, names
 
     def _on_batch(
         self,
@@ -338,6 +386,16 @@ class ModelService:
     def served_model(self) -> ServedModel:
         """What the protocol's documents say of this version, with the bounds in force."""
         return served_model(self.manifest, self.config)
+
+
+def _tell_selected(
+    done: OnDone, names: Sequence[str], outputs: Tensors | None, error: RequestError | None
+) -> None:
+    done(None if outputs is None else _selected(outputs, names), error)
+
+
+def _selected(outputs: Tensors, names: Sequence[str]) -> Tensors:
+    return {name: outputs[name] for name in names} if names else outputs
 
 
 def served_model(manifest: Manifest, config: UserConfig | None = None) -> ServedModel:
