@@ -85,6 +85,9 @@ def _defaults(temp_dir: Path, *, haproxy: bool) -> dict[str, str]:
         # One node has nowhere to drain to: without this, `down` waits half a minute for nothing.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray runs its workers at the priority of background work (15): on a full machine replicas
+        # then wait for everything else on it (docs/decisions/0015).
+        "RAY_worker_niceness": "0",
     }
     if haproxy:
         folder = temp_dir / "h"  # short: HAProxy takes paths of sockets up to 97 characters

@@ -167,6 +167,8 @@ class LaneConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._cancel: Callable[[], None] | None = None
         self._began_s = 0.0
+        self._defaults: Any = None
+        self._default_lines = b""
         self._closing = False
         self._idle_since_s = self._loop.time()
         self._idle: asyncio.TimerHandle | None = None
@@ -405,9 +407,7 @@ class LaneConnection(asyncio.Protocol):
         transport = self._transport
         # uvicorn, too, answers all that it has of pipelined requests before it ends.
         is_last = self._closing and not self._received
-        content = [STATUS_LINE[status]]
-        for name, value in self._server.default_headers:
-            content += (name, b": ", value, b"\r\n")
+        content = [STATUS_LINE[status], self._default_headers()]
         for name, value in headers:
             content += (name, b": ", value, b"\r\n")
         content += (b"x-request-id: ", request_id, b"\r\n")
@@ -422,6 +422,14 @@ class LaneConnection(asyncio.Protocol):
             transport.write(body)
         if is_last:
             transport.close()
+
+    def _default_headers(self) -> bytes:
+        """Date and server, which uvicorn makes anew every second."""
+        defaults = self._server.default_headers
+        if defaults is not self._defaults:
+            self._defaults = defaults
+            self._default_lines = b"".join(b"%b: %b\r\n" % header for header in defaults)
+        return self._default_lines
 
     def _fail(self, status: int, error: BaseException | None) -> int:
         """Ends the connection where the application failed, as uvicorn does.
@@ -439,10 +447,7 @@ class LaneConnection(asyncio.Protocol):
         logger.error("The application failed in a request.", exc_info=error)
         if not status:
             status = _FAILED
-            content = [STATUS_LINE[status]]
-            for name, value in self._server.default_headers:
-                content += (name, b": ", value, b"\r\n")
-            content.append(_FAILURE)
+            content = [STATUS_LINE[status], self._default_headers(), _FAILURE]
             transport.write(b"".join(content))
         transport.close()
         return status
