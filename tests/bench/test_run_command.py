@@ -10,7 +10,7 @@ import pytest
 
 from bench import __main__ as command
 from bench.run import Job
-from bench.scenario import UrlServer
+from bench.scenario import UrlServer, load_scenario
 from tests.bench.made_results import made_results
 
 SCENARIOS = Path(command.__file__).parent / "scenarios"
@@ -135,7 +135,8 @@ def test_list_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for path in SCENARIOS.glob("*.yaml"):
         assert f"{path.stem} " in said
-    assert "loads: c1, c16, c64; 3 rounds, 4 bounds" in said
+    overhead = load_scenario(SCENARIOS / "overhead.yaml")
+    assert f"loads: c1, c16, c64; {overhead.rounds} rounds, 4 bounds" in said
 
 
 def test_peers_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:

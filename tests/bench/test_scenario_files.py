@@ -38,6 +38,7 @@ def scenario(request: pytest.FixtureRequest) -> Scenario:
 def test_all_that_were_promised_are_there() -> None:
     assert {path.stem for path in FILES} == {
         "overhead",
+        "niceness",
         "batching",
         "images",
         "ragged",
