@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.bootstrap import ratio_interval
+from bench.report import table
 from bench.samples import FAILED, ROLES, Measure, Samples, main_measure
 
 __all__ = [
@@ -49,12 +50,6 @@ def render(results: Mapping[str, Any]) -> str:
         parts.append(ratios)
     parts += _notes(samples)
     return "\n\n".join(parts) + "\n"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are figures, and stand right."""
-    marks = ["---", *(["---:"] * (len(header) - 1))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))
 
 
 def number(value: float | None, unit: str = "") -> str:

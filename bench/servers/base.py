@@ -25,6 +25,7 @@ from bench.servers.replica_metrics import ReplicaReader
 __all__ = [
     "ActionFailed",
     "NeverRight",
+    "NotOurs",
     "Probe",
     "RunContext",
     "RunningServer",
@@ -179,6 +180,24 @@ def model_of(server: Server) -> BenchModel:
 def infer_path(model: str) -> str:
     """Where the Open Inference Protocol takes requests for a model."""
     return f"/v2/models/{model}/infer"
+
+
+class NotOurs:
+    """What a server is that rayprism has no hand in: nothing to change, and no batches to count."""
+
+    name: str
+
+    def act(self, action: Action) -> str:
+        """There are no actions but of rayprism.
+
+        Raises:
+            ActionFailed: Always.
+        """
+        raise ActionFailed(f"{action.do} is for servers of kind rayprism, {self.name} is none")
+
+    def reader(self) -> ReplicaReader | None:
+        """It does not count batches and stages as rayprism does."""
+        return None
 
 
 class Probe:

@@ -9,10 +9,10 @@ from importlib import metadata
 from typing import Any
 
 from bench.cluster import BenchCluster, ClusterFailed
-from bench.scenario import Action, RayprismServer, RayServeServer
+from bench.scenario import RayprismServer, RayServeServer
 from bench.servers.base import (
-    ActionFailed,
     NeverRight,
+    NotOurs,
     Probe,
     RunContext,
     Unavailable,
@@ -20,7 +20,6 @@ from bench.servers.base import (
     set_paused,
 )
 from bench.servers.meter import Meter
-from bench.servers.replica_metrics import ReplicaReader
 
 __all__ = ["RayServer", "enough_cpus"]
 
@@ -34,7 +33,7 @@ _LONGEST_SETTLE_S = 30.0
 _SETTLE_POLL_S = 0.2
 
 
-class RayServer(ABC):
+class RayServer(NotOurs, ABC):
     """A server of a scenario whose applications run on Ray Serve.
 
     Pausing stops every process of the cluster at once and lets all of them go on at once, so that
@@ -154,18 +153,6 @@ class RayServer(ABC):
             time.sleep(_SETTLE_POLL_S)
             if (now := self.cluster.haproxies()) != proxies:
                 since_s, proxies = time.monotonic(), now
-
-    def act(self, action: Action) -> str:
-        """There are no actions but of rayprism.
-
-        Raises:
-            ActionFailed: Always.
-        """
-        raise ActionFailed(f"{action.do} is for servers of kind rayprism, {self.name} is none")
-
-    def reader(self) -> ReplicaReader | None:
-        """Its replicas do not count batches and stages."""
-        return None
 
     def meter(self) -> Meter:
         """A meter with the roles replica, proxy, ray and load."""

@@ -17,10 +17,10 @@ from bench.peers.environments import (
     versions_of,
 )
 from bench.processes import end_marked, marked
-from bench.scenario import Action, PeerServer
+from bench.scenario import PeerServer
 from bench.servers.base import (
-    ActionFailed,
     NeverRight,
+    NotOurs,
     Probe,
     RunContext,
     Unavailable,
@@ -28,7 +28,6 @@ from bench.servers.base import (
     set_paused,
 )
 from bench.servers.meter import Meter
-from bench.servers.replica_metrics import ReplicaReader
 
 __all__ = ["Peer"]
 
@@ -38,7 +37,7 @@ _END_S = 10.0
 _LOG_CHARACTERS = 2000
 
 
-class Peer:
+class Peer(NotOurs):
     """A process that `bench/peers/NAME/server.py` starts, with all that it starts itself."""
 
     grpc_address: str | None = None
@@ -94,18 +93,6 @@ class Peer:
         """Lets them go on, and waits for a right answer."""
         set_paused(marked(self.marker), False)
         self._probe.wait(self.url, _RESUME_S, self._ended)
-
-    def act(self, action: Action) -> str:
-        """There are no actions but of rayprism.
-
-        Raises:
-            ActionFailed: Always.
-        """
-        raise ActionFailed(f"{action.do} is for servers of kind rayprism, {self.name} is none")
-
-    def reader(self) -> ReplicaReader | None:
-        """It does not count batches and stages as rayprism does."""
-        return None
 
     def meter(self) -> Meter:
         """A meter with the roles server and load."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.models import MODELS
-from bench.scenario import Action, UrlServer
+from bench.scenario import UrlServer
 from bench.servers.base import (
-    ActionFailed,
     NeverRight,
+    NotOurs,
     Probe,
     RunContext,
     Unavailable,
@@ -19,14 +19,13 @@ from bench.servers.base import (
     infer_path,
 )
 from bench.servers.meter import Meter
-from bench.servers.replica_metrics import ReplicaReader
 
 __all__ = ["AtUrl"]
 
 _FIRST_ANSWER_S = 10.0
 
 
-class AtUrl:
+class AtUrl(NotOurs):
     """Asked, and never touched.
 
     Its model may be any. Where it is none of `bench.models`, nobody knows a right answer, and it
@@ -79,18 +78,6 @@ class AtUrl:
 
     def resume(self) -> None:
         """It was not stopped."""
-
-    def act(self, action: Action) -> str:
-        """It is not ours to change.
-
-        Raises:
-            ActionFailed: Always.
-        """
-        raise ActionFailed(f"{action.do} is for servers of kind rayprism, {self.name} is none")
-
-    def reader(self) -> ReplicaReader | None:
-        """Where its metrics are is not known."""
-        return None
 
     def meter(self) -> Meter:
         """A meter of the load generator alone."""

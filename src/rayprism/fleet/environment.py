@@ -100,9 +100,7 @@ def _defaults(temp_dir: Path, *, haproxy: bool) -> dict[str, str]:
             # Replicas count requests instead of the proxy's manager, to which HAProxy would send a
             # line for each (docs/decisions/0011).
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-            # Plain inference requests go past Ray's handling of each (docs/decisions/0014). The
-            # import path is rayprism.serving.lane.MIDDLEWARES, which is not imported here: it
-            # would bring Serve.
+            # Plain inference requests go past Ray's handling of each (docs/decisions/0014).
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayprism.serving.lane:middlewares",
             # By default these lie in a folder that all users of the machine share.
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",

@@ -28,6 +28,7 @@ __all__ = [
     "answer_encoding",
     "answer_headers",
     "compressed_headers",
+    "compresses_at_once",
     "error_to_tell",
     "header_length",
     "inflate_body",
@@ -202,7 +203,7 @@ async def send_body(
     headers = answer_headers(json_length, extra)
     encoding = answer_encoding(body, request_headers)
     if encoding is not None:
-        if len(body) < _THREAD_FROM_BYTES:
+        if compresses_at_once(body):
             body = compress(body, encoding)
         else:
             body = await asyncio.to_thread(compress, body, encoding)
@@ -210,6 +211,11 @@ async def send_body(
     headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def compresses_at_once(body: bytes) -> bool:
+    """Whether an answer is compressed on the event loop; larger ones are in a thread."""
+    return len(body) < _THREAD_FROM_BYTES
 
 
 def compressed_headers(encoding: Encoding) -> list[tuple[bytes, bytes]]:

@@ -36,6 +36,7 @@ from rayprism.serving.asgi import (
     answer_encoding,
     answer_headers,
     compressed_headers,
+    compresses_at_once,
     error_to_tell,
     header_length,
     inflate_body,
@@ -283,6 +284,9 @@ class ModelApp(AsgiApp):
             self._finish(record, reply, 200, headers, body)
             return
         headers += compressed_headers(encoding)
+        if compresses_at_once(body):
+            self._finish(record, reply, 200, headers, compress(body, encoding))
+            return
 
         def compressed(future: asyncio.Future[bytes]) -> None:
             self._finish(record, reply, 200, headers, future.result())

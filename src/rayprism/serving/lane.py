@@ -30,10 +30,7 @@ from starlette.middleware import Middleware
 from rayprism.serving.asgi import Message, Receive, Scope, Send
 from rayprism.serving.lane_connection import Body, Headers, Reply, take_over
 
-__all__ = ["MIDDLEWARES", "Lane", "LaneApp", "RayAccounts", "middlewares", "open_lane"]
-
-MIDDLEWARES = "rayprism.serving.lane:middlewares"
-"""For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+__all__ = ["Lane", "LaneApp", "RayAccounts", "middlewares", "open_lane"]
 
 _LOOK_S = 0.25
 """So often the lane looks whether Serve's settings still allow it."""

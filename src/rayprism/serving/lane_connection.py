@@ -199,11 +199,15 @@ class LaneConnection(asyncio.Protocol):
         self._server.connections.discard(self)
 
     @property
+    def _is_answering(self) -> bool:
+        """Whether the answer to a request is due, with a task or without."""
+        return self._task is not None or self._cancel is not None
+
+    @property
     def _is_idle(self) -> bool:
         """Whether nothing of a request is here: a body that is half read is something."""
         return (
-            self._task is None
-            and self._cancel is None
+            not self._is_answering
             and not self._received
             and self._transport.get_protocol() is self  # and not a _BodyReader
         )
@@ -226,7 +230,7 @@ class LaneConnection(asyncio.Protocol):
         """Bytes of a request, or of several."""
         if self._received:
             data, self._received = self._received + data, b""
-        if self._task is None and self._cancel is None:
+        if not self._is_answering:
             self._read(data)
         else:
             # The next one, before the answer to this one is there.
@@ -240,7 +244,7 @@ class LaneConnection(asyncio.Protocol):
         if self._cancel is not None:
             self._cancel()
             self._cancel = None
-            self._lane.accounts.end(_CLIENT_LEFT, time.perf_counter() - self._began_s)
+            self._end(_CLIENT_LEFT)
         elif self._task is not None:
             # Not at once: a task that is cancelled before it begins would not give its slot back.
             self._loop.call_soon(self._task.cancel)
@@ -331,7 +335,7 @@ class LaneConnection(asyncio.Protocol):
                 data = request.head + bytes(body)
             self._give_back(data)
             return
-        began_s = time.perf_counter()
+        self._began_s = time.perf_counter()
         headers = request.headers
         request_id = next((value for name, value in headers if name == _REQUEST_ID), None)
         if request_id is None:
@@ -344,21 +348,21 @@ class LaneConnection(asyncio.Protocol):
                 if self._cancel is None:
                     return  # the client has left
                 self._cancel = None
-                lane.accounts.end(status, time.perf_counter() - began_s)
+                self._end(status)
                 if not self._transport.is_closing():
                     self._write(status, said, request_id, answer)
                 self._next()
 
             self._cancel = lane.infer_now(headers, body, request_id.decode("latin-1"), reply)
             if self._cancel is not None:
-                self._began_s = began_s
                 return
-        answering = self._answer(request, request_id, body, began_s)
-        self._task = self._loop.create_task(answering)
+        self._task = self._loop.create_task(self._answer(request, request_id, body))
 
-    async def _answer(
-        self, request: _Request, request_id: bytes, body: Body, began_s: float
-    ) -> None:
+    def _end(self, status: int) -> None:
+        """Tells Serve's accounts that the request has ended."""
+        self._lane.accounts.end(status, time.perf_counter() - self._began_s)
+
+    async def _answer(self, request: _Request, request_id: bytes, body: Body) -> None:
         lane, headers = self._lane, request.headers
         scope: Scope = {
             "type": "http",
@@ -397,7 +401,7 @@ class LaneConnection(asyncio.Protocol):
         except (Exception, asyncio.CancelledError) as error:
             status = self._fail(status, error)
         finally:
-            lane.accounts.end(status or _CLIENT_LEFT, time.perf_counter() - began_s)
+            self._end(status or _CLIENT_LEFT)
             self._task = None
         self._next()
 
