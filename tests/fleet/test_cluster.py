@@ -122,8 +122,13 @@ def test_a_life_of_a_cluster(shell):
     assert wait.returncode == 0, wait.stderr
     assert f"1 application running at http://127.0.0.1:{port}" in wait.stdout
     assert "greeter RUNNING (Greeter 1/1)" in wait.stderr
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as response:
-        assert response.read() == b"hello"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(f"{state.temp_dir}/h/log.sock")
+        log.settimeout(10)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/?logged", timeout=10) as response:
+            assert response.read() == b"hello"
+        while b"GET /?logged HTTP/1.1" not in log.recv(8192):
+            pass  # the proxy's health checks
     status = shell.rayprism("status", "--json")
     assert status.returncode == 0, status.stderr
     shown = json.loads(status.stdout)
