@@ -23,8 +23,8 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane bench bench-layers bench-yardsticks bench-traffic bench-batch bench-parity \
-	bench-telemetry chaos-batch demo-batch monitoring generate pictures clean
+.PHONY: help demo demo-digits demo-minilm stop install check check-containers format test test-unit test-without-lane bench bench-layers bench-yardsticks bench-traffic bench-batch bench-parity \
+	bench-telemetry chaos-batch demo-batch monitoring containers images generate pictures clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,11 +89,23 @@ demo-batch: $(VENV)/.dev ## Predict a million flights, judge two versions, compa
 monitoring: $(VENV)/.demo ## Prometheus and Alertmanager beside the local fleet (apt install prometheus prometheus-alertmanager)
 	$(BIN)/rayprism monitoring up
 
+images: ## Build the images rayprism and rayprism-gpu (needs Docker)
+	docker build --file docker/Dockerfile --target cpu --tag rayprism:0.1.0 .
+	docker build --file docker/Dockerfile --target gpu --tag rayprism-gpu:0.1.0 .
+
+containers: docker/.env ## A whole fleet in containers: Ray, Prometheus, Grafana, S3 (needs Docker)
+	docker compose --file docker/compose.yaml up --build --detach
+
+# Passwords that nobody knows. Once the fleet has been up, they stay: Grafana keeps its own.
+docker/.env:
+	umask 077 && for name in GRAFANA_ADMIN_PASSWORD S3_ACCESS_KEY S3_SECRET_KEY; do \
+		echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
+
 stop: $(VENV)/.demo ## Stop the local cluster and its monitoring
 	$(BIN)/rayprism monitoring down
 	$(BIN)/rayprism down
 
-check: $(VENV)/.dev ## Lint, types, import rules, generated files
+check: $(VENV)/.dev check-containers ## Lint, types, import rules, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -103,6 +115,9 @@ check: $(VENV)/.dev ## Lint, types, import rules, generated files
 	$(BIN)/python -m rayprism.telemetry.rules --check
 	$(BIN)/python -m rayprism.telemetry.dashboards.build --check
 	$(BIN)/python -m bench.readme --check
+
+check-containers: $(VENV)/.dev ## Lint the Dockerfile, validate the compose files (needs a docker compose)
+	PATH="$(abspath $(BIN)):$$PATH" docker/check.sh
 
 generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards
 	$(BIN)/python -m rayprism.telemetry.page
