@@ -23,8 +23,8 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane bench bench-layers bench-yardsticks bench-traffic bench-batch bench-parity \
-	bench-telemetry chaos-batch demo-batch monitoring generate pictures clean
+.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane bench bench-layers bench-yardsticks bench-batch bench-parity \
+	chaos-batch demo-batch monitoring generate pictures clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -130,12 +130,6 @@ bench-layers: $(VENV)/.dev ## Where the CPU time of a small request goes (needs 
 
 bench-yardsticks: $(VENV)/.dev ## rayprism against the model alone: sentences, cold start (needs wrk)
 	$(BIN)/python -m bench.yardsticks
-
-bench-traffic: $(VENV)/.dev ## What canaries and shadows cost (needs wrk)
-	$(BIN)/python -m bench.traffic
-
-bench-telemetry: $(VENV)/.dev ## What metrics, logs and traces cost (needs wrk)
-	$(BIN)/python -m bench.telemetry
 
 bench-batch: $(VENV)/.dev ## How fast batch jobs are, against plain loops; half an hour
 	$(BIN)/python -m bench.batch

@@ -56,7 +56,7 @@ class LaneApp(Protocol):
         """Answers a request."""
 
     def infer_now(
-        self, headers: Headers, body: Body, request_id: str, reply: Reply
+        self, path: str, headers: Headers, body: Body, request_id: str, reply: Reply
     ) -> Callable[[], None] | None:
         """Answers a plain one without a task: see `ModelApp.infer_now`."""
 
