@@ -133,13 +133,13 @@ bench-yardsticks: $(VENV)/.dev ## rayprism against the model alone: sentences, c
 
 bench-batch: $(VENV)/.dev ## How fast batch jobs are, against plain loops; half an hour
 	$(BIN)/python -m bench.batch
-	$(BIN)/python -m bench.batch_actor
+	$(BIN)/python -m bench.batch.actor
 
 bench-parity: $(VENV)/.dev ## Whether jobs and endpoints agree, for every example model
 	$(BIN)/python -m bench.parity
 
 chaos-batch: $(VENV)/.dev ## Kill actors, driver and node of a job of 2 million rows, and compare
-	$(BIN)/python -m bench.batch_chaos
+	$(BIN)/python -m bench.batch.chaos
 
 pictures: $(VENV)/.dev ## Draw the dashboards of a fleet that lives (needs prometheus, node, chromium); 10 minutes
 	cd dashboards/render && npm ci && npm run build

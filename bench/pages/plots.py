@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from bench.drawing import (
+from bench.loadgen.histogram import decode
+from bench.pages.drawing import (
     MARKERS,
     SOFT,
     SPREAD,
@@ -27,9 +28,8 @@ from bench.drawing import (
     server_look,
     tick_text,
 )
-from bench.loadgen.histogram import decode
-from bench.plots_inside import batch_plot, parts_plot, stage_plot
-from bench.plots_over_time import cpu_plot, memory_plot, throughput_plot
+from bench.pages.inside import batch_plot, parts_plot, stage_plot
+from bench.pages.over_time import cpu_plot, memory_plot, throughput_plot
 from bench.samples import Sample, Samples
 
 __all__ = ["plots_across", "plots_by_load"]

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bench.batch_memory import MemoryWatch
+from bench.batch.memory import MemoryWatch
 from bench.cluster import clean_environment
 from bench.processes import CpuMeter, end_marked
 from rayprism.models.repository import Repository
@@ -31,7 +31,7 @@ __all__ = [
     "version_digest",
 ]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 _LIMIT_S = 3600.0
 _QUIET_S = 1.0
 _LOG_CHARACTERS = 3000

@@ -3,7 +3,7 @@
 As many processes as cores; each has an equal part of the input's row groups, a session with one
 thread, and writes one Parquet file with the columns that a job of rayprism writes. Nothing is
 checked, counted, synced or resumed. Runs as a process of its own:
-`python -m bench.batch_plain flights ...`.
+`python -m bench.batch.plain flights ...`.
 """
 
 from __future__ import annotations

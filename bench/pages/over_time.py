@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bench.drawing import (
+from bench.pages.drawing import (
     INK,
     SOFT,
     SPREAD,

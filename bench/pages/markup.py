@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from bench.drawing import DASHES, SERIES, Key
+from bench.pages.drawing import DASHES, SERIES, Key
 from bench.samples import Samples
 
 __all__ = ["items", "legend", "named", "row_class", "small", "swatch", "table", "text"]

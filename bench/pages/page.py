@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.comparison import ENOUGH_ROUNDS
-from bench.markup import items, named, row_class, small, table, text
-from bench.page_loads import load_section, plot_grid
-from bench.page_style import STYLE
-from bench.plots import plots_across, plots_by_load
+from bench.pages.loads import load_section, plot_grid
+from bench.pages.markup import items, named, row_class, small, table, text
+from bench.pages.plots import plots_across, plots_by_load
+from bench.pages.style import STYLE
 from bench.samples import Samples, main_measure
 from bench.tables import bound_text, is_within_noise, number, ratio_of, span
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.batch_runs import ROOT, BatchBench, RunFailed, Way, measure_ways, version_digest
+from bench.batch.runs import ROOT, BatchBench, RunFailed, Way, measure_ways, version_digest
 
 __all__ = ["model_folder", "run", "run_memory"]
 
@@ -111,7 +111,7 @@ def _make_data(bench: BatchBench, rows: int) -> Path:
 
 def _plain(bench: BatchBench, model: Path, data: Path, out: Path, batch_rows: int) -> list[str]:
     return [
-        *(sys.executable, "-m", "bench.batch_plain", "flights"),
+        *(sys.executable, "-m", "bench.batch.plain", "flights"),
         f"--model={model}",
         f"--version={_VERSION}",
         f"--digest={version_digest(model)}",
@@ -139,7 +139,7 @@ def _obvious(
     bench: BatchBench, model: Path, data: Path, out: Path, setting: dict[str, Any]
 ) -> list[str]:
     return [
-        *(sys.executable, "-m", "bench.batch_obvious"),
+        *(sys.executable, "-m", "bench.batch.obvious"),
         f"--model={model}",
         f"--input={data}",
         f"--output={out}",

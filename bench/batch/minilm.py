@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
-from bench.batch_runs import ROOT, BatchBench, Way, measure_ways, version_digest
+from bench.batch.runs import ROOT, BatchBench, Way, measure_ways, version_digest
 from bench.sentences import sentences
 
 __all__ = ["run"]
@@ -76,7 +76,7 @@ def _make_data(folder: Path, rows: int) -> None:
 
 def _plain(bench: BatchBench, model: Path, data: Path, out: Path, how: dict[str, Any]) -> list[str]:
     return [
-        *(sys.executable, "-m", "bench.batch_plain", "minilm"),
+        *(sys.executable, "-m", "bench.batch.plain", "minilm"),
         f"--model={model}",
         f"--version={model.name}",
         f"--digest={version_digest(model)}",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from bench.drawing import (
+from bench.pages.drawing import (
     INK,
     PARTS,
     SERIES,

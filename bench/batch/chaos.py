@@ -1,6 +1,6 @@
 """Kills actors, the driver and the whole Ray node of a batch job at random, until the job is done.
 
-    python -m bench.batch_chaos --rows 2000000
+    python -m bench.batch.chaos --rows 2000000
 
 Then the output has to be that of a run that nobody disturbed, row for row, and so have its dead
 letters. `make chaos-batch` runs it; the result is bench/results/batch-chaos.json.
@@ -34,7 +34,7 @@ from rayprism.fleet.processes import find_members, find_port
 
 __all__ = ["Chaos", "Disturbed", "differences"]
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "bench/results/batch-chaos.json"
 _EVENTS = ("actor", "actor", "driver", "node")
 """What is killed; a name that stands here more often comes more often."""
@@ -272,7 +272,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
-        epilog="Example: python -m bench.batch_chaos --rows 200000 --output /tmp/chaos.json",
+        epilog="Example: python -m bench.batch.chaos --rows 200000 --output /tmp/chaos.json",
     )
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--bad-rows", type=int, default=500)
@@ -330,7 +330,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(f"{len(found)} differences{''.join(f'{chr(10)}  {line}' for line in found[:20])}")
     return {
         **machine.describe(),
-        "command": f"python -m bench.batch_chaos --rows {arguments.rows} --seed {arguments.seed}",
+        "command": f"python -m bench.batch.chaos --rows {arguments.rows} --seed {arguments.seed}",
         "totals": {name: totals["calm"][name] for name in counts},
         "undisturbed_s": round(calm_s, 1),
         "disturbed": {

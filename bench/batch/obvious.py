@@ -3,7 +3,7 @@
 As Ray's documentation shows batch inference, with what anyone would add after a first try: a
 session of one thread, only the columns that are needed, no progress bars and no dashboard. Spared
 are the columns that say which model it was, and every check. Runs as a process of its own:
-`python -m bench.batch_obvious ...`, with a Ray of its own on this machine.
+`python -m bench.batch.obvious ...`, with a Ray of its own on this machine.
 """
 
 from __future__ import annotations

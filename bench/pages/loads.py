@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.bootstrap import interval
-from bench.drawing import Key, Plot
-from bench.markup import items, legend, named, row_class, small, table, text
+from bench.pages.drawing import Key, Plot
+from bench.pages.markup import items, legend, named, row_class, small, table, text
 from bench.samples import Samples, main_measure
 from bench.tables import SEED, duration, number, per_request, span
 

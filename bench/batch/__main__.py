@@ -2,8 +2,8 @@
 
 The flights model over millions of rows and MiniLM over thousands of sentences: a job of rayprism,
 as a user starts it, beside plain loops over the same files and the obvious pipeline of Ray Data.
-Then the peak memory of jobs of few rows and of many. See `bench.batch_plain` and
-`bench.batch_obvious` for what it is compared with.
+Then the peak memory of jobs of few rows and of many. See `bench.batch.plain` and
+`bench.batch.obvious` for what it is compared with.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import batch_flights, batch_minilm, machine
-from bench.batch_report import (
+from bench import machine
+from bench.batch import flights, minilm
+from bench.batch.report import (
     judge,
     render,
     summarise_memory,
     summarise_minilm,
     summarise_ways,
 )
-from bench.batch_runs import ROOT, BatchBench, OutputWrong, RunFailed
+from bench.batch.runs import ROOT, BatchBench, OutputWrong, RunFailed
 from bench.figures import median_of
 from bench.processes import end_marked, new_marker
 from rayprism.errors import RayprismError
@@ -175,13 +176,13 @@ def _run(bench: BatchBench, given: argparse.Namespace) -> dict[str, Any]:
     }
     results["versions"]["pyarrow"] = metadata.version("pyarrow")
     if "flights" in given.only:
-        found = batch_flights.run(bench, given.rows)
+        found = flights.run(bench, given.rows)
         results["flights"] = {**found, "summary": summarise_ways(found["samples"])}
     if "minilm" in given.only:
-        found = batch_minilm.run(bench, given.sentences)
+        found = minilm.run(bench, given.sentences)
         results["minilm"] = {**found, "summary": summarise_minilm(found["samples"])}
     if "rss" in given.only:
-        found = batch_flights.run_memory(bench, given.memory_rows)
+        found = flights.run_memory(bench, given.memory_rows)
         results["rss"] = {**found, "summary": summarise_memory(found["samples"])}
     return results
 

@@ -1,6 +1,6 @@
 """How much memory one actor of a batch job needs, by the sizes of its shards and batches.
 
-    python -m bench.batch_actor
+    python -m bench.batch.actor
 
 Each cell is a process of its own that does shards of the flights model, one after the other, as an
 actor does, without what Ray adds to its processes.
@@ -23,7 +23,7 @@ from bench.report import table
 
 __all__ = ["main", "measure_here", "render"]
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _OUTPUT = _ROOT / "bench/results/batch-actor.json"
 _SHARD_ROWS = (65_536, 262_144, 1_048_576)
 _BATCH_ROWS = (256, 4_096, 16_384)
@@ -88,7 +88,7 @@ def render(results: dict[str, Any]) -> str:
         f"{results['date'][:10]}, {results['machine']['cores']} cores "
         f"({results['machine']['cpu']}); flights version 2, peak memory of a process that does "
         f"{_SHARDS} shards; {loaded:,.0f} MiB of it are there once the model is loaded. "
-        "`python -m bench.batch_actor`."
+        "`python -m bench.batch.actor`."
     )
     header = ["", *(f"batches of {rows:,}" for rows in _BATCH_ROWS)]
     return f"{head}\n\n{table(header, rows)}\n"
@@ -117,7 +117,7 @@ def main() -> None:
                 "batch_rows": batch_rows,
                 **json.loads(
                     _python(
-                        *("-m", "bench.batch_actor", "--one", str(folder)),
+                        *("-m", "bench.batch.actor", "--one", str(folder)),
                         *(str(shard_rows), str(batch_rows)),
                     )
                 ),
@@ -127,7 +127,7 @@ def main() -> None:
         ]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    results = {**machine.describe(), "command": "python -m bench.batch_actor", "cells": cells}
+    results = {**machine.describe(), "command": "python -m bench.batch.actor", "cells": cells}
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     arguments.output.with_suffix(".md").write_text(render(results))
     print(render(results))
