@@ -4,7 +4,7 @@
 
 Kubernetes' own kinds go through Kubernetes' own schemas, for the oldest and the newest version that
 are supported, with unknown keys forbidden; Prometheus' operator's through models made from its own
-definitions, likewise; serve files through Ray Serve's schema and `rayprism check`. KubeRay's schemas
+definitions, likewise; Serve files through `rayprism check`, which asks Ray Serve's schema. KubeRay's schemas
 are in no package registry: its fields are checked by the models below, which know those that are
 used here and no other, and every pod, volume and resource inside them by Kubernetes' schemas.
 """
@@ -289,11 +289,8 @@ def _pod_template(template: Manifest) -> Manifest:
 
 
 def _serve_faults(text: str) -> Iterator[str]:
-    from ray.serve.schema import ServeDeploySchema
-
     from rayprism.fleet.check import check_file
 
-    yield from _model_faults(ServeDeploySchema, yaml.safe_load(text))
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "serve.yaml"
         path.write_text(text, encoding="utf-8")
