@@ -4,9 +4,10 @@
 
 Kubernetes' own kinds go through Kubernetes' own schemas, for the oldest and the newest version that
 are supported, with unknown keys forbidden; Prometheus' operator's through models made from its own
-definitions, likewise; Serve files through `rayprism check`, which asks Ray Serve's schema. KubeRay's schemas
-are in no package registry: its fields are checked by the models below, which know those that are
-used here and no other, and every pod, volume and resource inside them by Kubernetes' schemas.
+definitions, likewise; Serve files through `rayprism check`, which asks Ray Serve's schema.
+
+KubeRay's schemas are in no package registry. Its fields are checked by the models below, which know
+those that are used here and no other, and every pod inside them by Kubernetes' schemas.
 """
 
 from __future__ import annotations

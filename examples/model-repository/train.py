@@ -1,4 +1,4 @@
-"""Trains the model, and writes what is pushed: model.onnx, example.json, training.json, test.parquet.
+"""Trains the model, and writes model.onnx, example.json, training.json and test.parquet.
 
     python train.py --out build
 
@@ -35,7 +35,7 @@ def main() -> None:
 
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=given.strength))
     pipeline.fit(train_x, train_y)
-    # Probabilities as one tensor, and not as a map for each row, which no tensor protocol can carry.
+    # Probabilities as one tensor, and not as a map for each row, which no protocol can carry.
     network = to_onnx(pipeline, train_x[:1], options={"zipmap": False}, target_opset=17)
 
     given.out.mkdir(parents=True, exist_ok=True)

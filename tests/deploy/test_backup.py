@@ -25,7 +25,7 @@ PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 def commands(program: str) -> list[str]:
     """What the page says to type, of one program."""
     pages = PAGE.replace("\\\n", " ")
-    return [line for line in re.findall(rf"^\s*({program} .*)$", pages, re.M)]
+    return list(re.findall(rf"^\s*({program} .*)$", pages, re.M))
 
 
 def shell(command: str, repository: Path, folder: Path) -> subprocess.CompletedProcess[str]:

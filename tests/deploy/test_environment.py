@@ -9,7 +9,7 @@ import pytest
 
 from rayprism.fleet.environment import cluster_environment
 from rayprism.fleet.processes import MARKER_VARIABLE
-from rayprism.models.fields import DATA_VARIABLE, REPOSITORY_VARIABLE
+from rayprism.models.fields import DATA_VARIABLE
 from tests.deploy.manifests import clusters, container, find, groups
 
 LOCAL_ONLY = {

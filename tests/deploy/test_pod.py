@@ -1,7 +1,7 @@
 """A pod as the manifests describe it, made of Linux' own parts, with a real Ray in it.
 
-Its command, environment, ports, user, read-only files and empty folders are the manifests'; network,
-processes and mounts are its own. There is one node, so it is a head that also takes replicas.
+Its command, environment, ports, user, read-only files and empty folders are the manifests';
+network, processes and mounts are its own. There is one node, so it is a head that also takes replicas.
 """
 
 from __future__ import annotations
