@@ -291,11 +291,18 @@ def _pod_template(template: Manifest) -> Manifest:
 
 def _serve_faults(text: str) -> Iterator[str]:
     from rayprism.fleet.check import check_file
+    from rayprism.models.fields import REPOSITORY_VARIABLE
 
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "serve.yaml"
         path.write_text(text, encoding="utf-8")
-        report = check_file(path, verify=False)
+        # The models are in the cluster's repository, not in one that happens to be here.
+        here = os.environ.pop(REPOSITORY_VARIABLE, None)
+        try:
+            report = check_file(path, verify=False)
+        finally:
+            if here is not None:
+                os.environ[REPOSITORY_VARIABLE] = here
     for fault in report.faults:
         yield f"serveConfigV2: {fault.path}: {fault.message}"
 
