@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ def kubernetes() -> ModuleType:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # pydantic looks there for what annotations name
     spec.loader.exec_module(module)
     return module
 
