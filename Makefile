@@ -16,6 +16,8 @@ DEMO_JOB   := --set input.uri=$(DEMO_DIR)/flights --set output.uri=$(DEMO_DIR)/p
 
 SCENARIO   ?= overhead
 
+WORKFLOWS  := .github/workflows/ci.yml examples/model-repository/.github/workflows/model.yml
+
 # What sends requests to a real cluster.
 FLEET_TESTS := tests/serving/test_cluster.py tests/telemetry/test_fleet_metrics.py tests/fleet/test_traffic_cluster.py
 
@@ -23,8 +25,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check check-containers format test test-unit test-without-lane bench bench-layers bench-yardsticks bench-traffic bench-batch bench-parity \
-	bench-telemetry chaos-batch demo-batch monitoring containers images generate pictures clean
+.PHONY: $(shell awk -F ':' '/^[a-z-]+:.*## / {print $$1}' $(MAKEFILE_LIST))
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,7 +106,7 @@ stop: $(VENV)/.demo ## Stop the local cluster and its monitoring
 	$(BIN)/rayprism monitoring down
 	$(BIN)/rayprism down
 
-check: $(VENV)/.dev check-containers ## Lint, types, import rules, generated files
+check: $(VENV)/.dev check-containers check-kubernetes check-workflows ## Lint, types, import rules, generated files, manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -118,6 +119,13 @@ check: $(VENV)/.dev check-containers ## Lint, types, import rules, generated fil
 
 check-containers: $(VENV)/.dev ## Lint the Dockerfile, validate the compose files (needs a docker compose)
 	PATH="$(abspath $(BIN)):$$PATH" docker/check.sh
+
+check-kubernetes: $(VENV)/.dev ## Build the manifests with kustomize, and validate what comes out
+	$(BIN)/python docker/kubernetes/check.py
+
+check-workflows: $(VENV)/.dev ## Validate the workflows for GitHub, and audit them
+	$(BIN)/actionlint $(WORKFLOWS)
+	$(BIN)/zizmor --offline --no-progress --quiet $(WORKFLOWS)
 
 generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards
 	$(BIN)/python -m rayprism.telemetry.page
@@ -146,21 +154,15 @@ bench-layers: $(VENV)/.dev ## Where the CPU time of a small request goes (needs 
 bench-yardsticks: $(VENV)/.dev ## rayprism against the model alone: sentences, cold start (needs wrk)
 	$(BIN)/python -m bench.yardsticks
 
-bench-traffic: $(VENV)/.dev ## What canaries and shadows cost (needs wrk)
-	$(BIN)/python -m bench.traffic
-
-bench-telemetry: $(VENV)/.dev ## What metrics, logs and traces cost (needs wrk)
-	$(BIN)/python -m bench.telemetry
-
 bench-batch: $(VENV)/.dev ## How fast batch jobs are, against plain loops; half an hour
 	$(BIN)/python -m bench.batch
-	$(BIN)/python -m bench.batch_actor
+	$(BIN)/python -m bench.batch.actor
 
 bench-parity: $(VENV)/.dev ## Whether jobs and endpoints agree, for every example model
 	$(BIN)/python -m bench.parity
 
 chaos-batch: $(VENV)/.dev ## Kill actors, driver and node of a job of 2 million rows, and compare
-	$(BIN)/python -m bench.batch_chaos
+	$(BIN)/python -m bench.batch.chaos
 
 pictures: $(VENV)/.dev ## Draw the dashboards of a fleet that lives (needs prometheus, node, chromium); 10 minutes
 	cd dashboards/render && npm ci && npm run build

@@ -177,7 +177,7 @@ class _Plain:
     def infer_paths(self, prefix: str) -> tuple[str, ...]:
         return (f"{prefix}/infer",)
 
-    def infer_now(self, headers: Any, body: Any, request_id: str, reply: Any) -> Any:
+    def infer_now(self, path: str, headers: Any, body: Any, request_id: str, reply: Any) -> Any:
         asyncio.get_running_loop().call_soon(lambda: reply(200, *self._app(body)))
         return lambda: None
 

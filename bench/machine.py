@@ -68,7 +68,9 @@ def _cpu_model() -> str:
 def _commit() -> dict[str, Any]:
     root = Path(__file__).resolve().parent.parent
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    changed = _output("git", "-C", str(root), "status", "--porcelain", "--", "src", "bench")
+    changed = _output(
+        "git", "-C", str(root), "status", "--porcelain", "--", "src", "bench", ":!bench/results"
+    )
     return {"hash": commit.strip(), "changed_since": bool(changed.strip())}
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from bench.tables import all_targets
 
 __all__ = ["insert", "main"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "bench" / "results"
 _DOCUMENTS = [_ROOT / "README.md", _ROOT / "docs" / "performance.md"]
+_TARGETS = "targets"
+"""The table of all bounds, which no file has."""
 _BLOCK = re.compile(
     r"(?P<begin><!-- bench:(?P<name>[a-z0-9_-]+) -->)\n(?P<body>.*?)(?P<end><!-- /bench -->)",
     re.DOTALL,
@@ -52,7 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=_RESULTS)
     given = parser.parse_args(arguments)
     tables = {path.stem: path.read_text() for path in sorted(given.results.glob("*.md"))}
+    tables[_TARGETS] = all_targets(dict(_scenario_results(given.results)))
     return max([_update(document, tables, check=given.check) for document in given.readme])
+
+
+def _scenario_results(folder: Path) -> Iterator[tuple[str, Any]]:
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text())
+        if "scenario" in results:
+            yield path.stem, results
 
 
 def _update(document: Path, tables: dict[str, str], *, check: bool) -> int:

@@ -64,7 +64,8 @@ class Renderers:
 
 
 def _renderers() -> Renderers:
-    from bench import page, tables
+    from bench import tables
+    from bench.pages import page
 
     return Renderers(page.render, tables.render)
 

@@ -12,6 +12,7 @@ from bench.samples import FAILED, ROLES, Measure, Samples, main_measure
 __all__ = [
     "SEED",
     "Ratio",
+    "all_targets",
     "bound_text",
     "duration",
     "is_within_noise",
@@ -141,20 +142,36 @@ def machine_line(results: Mapping[str, Any]) -> str:
     )
 
 
+def all_targets(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One table of what every scenario has to reach, and whether it does.
+
+    Args:
+        results: Of whole runs, by the scenario's name. Those without bounds are left out.
+    """
+    rows = [
+        [f"`{name}`", *_bound_row(bound)]
+        for name, each in results.items()
+        for bound in each.get("bounds") or ()
+    ]
+    return table(["scenario", "target", "bound", "measured (95 % interval)", ""], rows)
+
+
 def _bounds(bounds: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
-    for bound in bounds:
-        ends = span(bound.get("interval"))
-        measured = number(bound.get("value")) + (f" ({ends})" if ends else "")
-        verdict = "pass" if bound.get("met") else "**fail**"
-        if bound.get("value") is None:
-            verdict = "**not judged**"
-        elif is_within_noise(bound):
-            verdict += ", within the noise"
-        if not bound.get("met") and bound.get("why"):
-            verdict += f": {_cell(str(bound['why']).removeprefix('not judged: '))}"
-        rows.append([_cell(bound["title"]), bound_text(bound), measured, verdict])
+    rows = [_bound_row(bound) for bound in bounds]
     return table(["target", "bound", "measured (95 % interval)", ""], rows)
+
+
+def _bound_row(bound: Mapping[str, Any]) -> list[str]:
+    ends = span(bound.get("interval"))
+    measured = number(bound.get("value")) + (f" ({ends})" if ends else "")
+    verdict = "pass" if bound.get("met") else "**fail**"
+    if bound.get("value") is None:
+        verdict = "**not judged**"
+    elif is_within_noise(bound):
+        verdict += ", within the noise"
+    if not bound.get("met") and bound.get("why"):
+        verdict += f": {_cell(str(bound['why']).removeprefix('not judged: '))}"
+    return [_cell(bound["title"]), bound_text(bound), measured, verdict]
 
 
 def _groups(samples: Samples) -> Iterator[list[str]]:

@@ -21,7 +21,7 @@ _NEW_LOOKS = 8
 """A fresh process has its parent's environment and command until it runs its own program."""
 _ROLES_EVERY = 4
 """Steps. Ray's idle workers become replicas while they run."""
-_GENERATORS = ("bench.loadgen", "bench.open_loop")
+_GENERATORS = ("bench.loadgen",)
 
 
 def role_in_sample(command: Sequence[str], rest: str) -> str:

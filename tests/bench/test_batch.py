@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.batch import main
-from bench.batch_memory import MemoryWatch, Peaks, role_of
-from bench.batch_plain import RowGroup, cut_batches, share_out
-from bench.batch_report import (
+from bench.batch.__main__ import main
+from bench.batch.memory import MemoryWatch, Peaks, role_of
+from bench.batch.plain import RowGroup, cut_batches, share_out
+from bench.batch.report import (
     judge,
     render,
     summarise_memory,
     summarise_minilm,
     summarise_ways,
 )
-from bench.batch_runs import BatchBench, OutputWrong, RunFailed, predictions
+from bench.batch.runs import BatchBench, OutputWrong, RunFailed, predictions
 
 MIB = 2**20
 

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from bench.drawing import PARTS, SERIES
 from bench.loadgen.histogram import encode
-from bench.page import render
-from bench.page_style import STYLE
-from bench.plots import plots_across, plots_by_load
+from bench.pages.drawing import PARTS, SERIES
+from bench.pages.page import render
+from bench.pages.plots import plots_across, plots_by_load
+from bench.pages.style import STYLE
 from bench.samples import Samples
 from bench.tables import number
 from tests.bench.made_results import SERVERS, made_bound, made_results, made_sample

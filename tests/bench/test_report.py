@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,20 @@ def test_check_tells_and_changes_nothing(tmp_path: Path, capsys: Any) -> None:
     assert main(arguments) == 0
     assert main([*arguments, "--check"]) == 0
     assert "run `python -m bench.readme`" in capsys.readouterr().out
+
+
+def test_one_table_has_the_targets_of_all_scenarios(tmp_path: Path) -> None:
+    document, folder = tmp_path / "README.md", tmp_path / "results"
+    folder.mkdir()
+    document.write_text("<!-- bench:targets -->\n<!-- /bench -->\n")
+    bound = {"title": "a / b", "at_least": 1.3, "at_most": None, "value": 1.5, "met": True}
+    for name, met in (("one", True), ("two", False)):
+        results = {"scenario": {"title": name}, "bounds": [bound | {"met": met}]}
+        (folder / f"{name}.json").write_text(json.dumps(results))
+    (folder / "batch.json").write_text("{}")
+    assert main([f"--readme={document}", f"--results={folder}"]) == 0
+    rows = document.read_text().splitlines()[3:-1]
+    assert rows == [
+        "| `one` | a / b | at least 1.3 | 1.50 | pass |",
+        "| `two` | a / b | at least 1.3 | 1.50 | **fail** |",
+    ]

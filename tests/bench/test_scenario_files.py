@@ -44,6 +44,7 @@ def test_all_that_were_promised_are_there() -> None:
         "ragged",
         "overload",
         "canary",
+        "telemetry",
         "promotion",
         "cold_start",
         "scale_out",

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from bench.batch_chaos import Chaos, differences
+from bench.batch.chaos import Chaos, differences
 from rayprism.core.tensors import Array, Datatype, TensorSpec
 from rayprism.models.push import push_model
 from rayprism.models.repository import Repository

@@ -21,6 +21,10 @@ from tests.support.asyncs import async_test, until
 from tests.support.models import PROCESSOR, mlp_example, save_mlp
 from tests.support.recorded import Recorded, keep_records
 from tests.support.versions import Hanging, Member, Proxy, answer, fleet
+from tests.support.ways import both_ways
+
+__all__ = ["both_ways"]
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 both = pytest.mark.parametrize("protocol", ["http", "grpc"])
 
@@ -397,6 +401,7 @@ def test_a_client_that_leaves_while_its_request_is_elsewhere(
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await request
+            await until(lambda: len(records) == 1)
             assert seen.requests() == {
                 counted(protocol, 2): 1,
                 counted(protocol, 1, "cancelled"): 1,
@@ -447,7 +452,11 @@ def test_a_fault_of_our_own(
             async def broken(*args: Any, **kwargs: Any) -> Any:
                 raise KeyError("a mistake")
 
+            def broken_at_once(*args: Any, **kwargs: Any) -> Any:
+                raise KeyError("a mistake")
+
             monkeypatch.setattr(stable.service, "infer", broken)
+            monkeypatch.setattr(stable.service, "submit", broken_at_once)
             assert await ask(stable, protocol) == (False, "1")
             assert Recorded(stable).requests() == {counted(protocol, 1, "internal"): 1}
 
@@ -508,13 +517,13 @@ async def test_a_request_of_many_rows_is_in_its_last_batch(versions: list[ModelV
 
 @both
 def test_stages_of_a_real_request_add_up(
-    repository: Repository, tmp_path: Path, protocol: str
+    repository: Repository, tmp_path: Path, protocol: str, both_ways: str
 ) -> None:
     save_mlp(tmp_path / "model.onnx", x="features", y="scores")
     (tmp_path / "processor.py").write_text(PROCESSOR)
     version = push_model(
         repository,
-        f"worded-{protocol}",
+        f"worded-{protocol}-{both_ways}",
         tmp_path,
         example=mlp_example(),
         file="model.onnx",

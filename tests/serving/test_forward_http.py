@@ -20,6 +20,10 @@ from tests.serving.conftest import write_code
 from tests.support.asyncs import async_test, until
 from tests.support.models import mlp_example, mlp_reference, save_mlp
 from tests.support.versions import Hanging, Member, answer, fleet
+from tests.support.ways import both_ways
+
+__all__ = ["both_ways"]
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 INFER = "/v2/models/split/infer"
 X = np.random.default_rng(5).standard_normal((3, 4)).astype(np.float32)
@@ -153,6 +157,29 @@ async def test_requests_are_drawn(versions: list[ModelVersion]) -> None:
             stable.draws(uniform)
             drawn.append(await answered_by(stable))
         assert sorted(drawn) == [1, 1, 2, 2]
+
+
+@async_test
+async def test_neither_splits_nor_copies_take_a_request_off_the_fast_lane(
+    versions: list[ModelVersion],
+) -> None:
+    config = splits(50)
+    config["traffic"]["shadow"] = [{"version": 3, "sample": 100}]
+    async with fleet(versions, v1=config) as (stable, proxy):
+        stable.draws(0.0, 0.25, 0.5, 0.75)
+        content, replies = json.dumps(document()).encode(), list[Any]()
+        for member, headers in (
+            *[(stable, list[Any]())] * 4,
+            (proxy.members[2], [(b"x-rayprism-forwarded", b"1"), (b"x-rayprism-timeout-s", b"9")]),
+        ):
+            cancel = member.app.infer_now(
+                INFER, headers, content, "r", lambda *reply: replies.append(reply)
+            )
+            assert cancel is not None
+        await until(lambda: len(replies) == 5)
+        answered = sorted(dict(headers)[b"x-rayprism-version"] for _, headers, _ in replies)
+        assert answered == [b"1", b"1", b"2", b"2", b"2"]
+        await until(lambda: stable.shadow(3)["compared"] == 2)
 
 
 @async_test

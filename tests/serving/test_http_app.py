@@ -15,7 +15,6 @@ import pytest
 from rayprism.models.repository import ModelVersion
 from rayprism.protocol.http import decode_infer_request
 from rayprism.serving.http import Endpoint, ModelApp, parse_path
-from rayprism.serving.traffic import TIMEOUT_HEADER
 from tests.serving.conftest import serving
 from tests.support.asyncs import async_test, until
 from tests.support.models import mlp_reference
@@ -381,7 +380,7 @@ async def test_plain_requests_need_no_task(tiny: ModelVersion) -> None:
             answers.append(answer)
 
         content = json.dumps(body()).encode()
-        cancel = app.infer_now([(b"content-type", b"application/json")], content, "r", reply)
+        cancel = app.infer_now(INFER, [(b"content-type", b"application/json")], content, "r", reply)
         assert cancel is not None
         assert answers == [], "not before it returns"
         await until(lambda: len(answers) == 1)
@@ -391,20 +390,18 @@ async def test_plain_requests_need_no_task(tiny: ModelVersion) -> None:
         assert len(json.loads(text)["outputs"][0]["data"]) == 3
         cancel()  # too late, and no harm
         assert service.statistics.failures == {}
-        assert app.infer_now([], b"{", "r", reply) is not None
+        assert app.infer_now(INFER, [], b"{", "r", reply) is not None
         await until(lambda: len(answers) == 2)
         assert answers[1][0] == 400
 
 
-@pytest.mark.parametrize(
-    "header", [b"x-rayprism-version", TIMEOUT_HEADER.encode(), b"content-encoding"]
-)
+@pytest.mark.parametrize("header", [b"x-rayprism-version", b"content-encoding"])
 def test_what_may_have_to_wait_needs_a_task(tiny: ModelVersion, header: bytes) -> None:
     @async_test
     async def run() -> None:
         async with serving(tiny) as (service, _):
             content = json.dumps(body()).encode()
-            taken = ModelApp(service).infer_now([(header, b"1")], content, "r", print)
+            taken = ModelApp(service).infer_now(INFER, [(header, b"1")], content, "r", print)
             assert taken is None
             assert service.statistics.snapshot().success.count == 0
 
@@ -416,7 +413,7 @@ async def test_a_client_that_leaves_takes_its_request_back(tiny: ModelVersion) -
     async with serving(tiny, execution="thread") as (service, _):
         answers = list[Any]()
         cancel = ModelApp(service).infer_now(
-            [], json.dumps(body()).encode(), "r", lambda *answer: answers.append(answer)
+            INFER, [], json.dumps(body()).encode(), "r", lambda *answer: answers.append(answer)
         )
         assert cancel is not None
         assert service.scheduler.queued_rows == 1

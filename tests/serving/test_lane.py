@@ -44,6 +44,7 @@ with warnings.catch_warnings():
     from ray.serve.schema import LoggingConfig
 
     from rayprism.serving import lane as lane_module
+    from rayprism.serving import lane_connection
     from rayprism.serving.lane import Lane, RayAccounts, middlewares
 
 MAX_BODY = 1_000_000
@@ -88,9 +89,9 @@ async def serving(
         except DeadlineExceeded as error:
             raise alike(error) from None
 
-    def submit_or_refuse(request: Any, record: Any, done: Any) -> Any:
+    def submit_or_refuse(request: Any, record: Any, done: Any, **terms: Any) -> Any:
         refuse(request)
-        return submit(request, record, lambda outputs, error: done(outputs, alike(error)))
+        return submit(request, record, lambda outputs, error: done(outputs, alike(error)), **terms)
 
     service.infer = infer_or_refuse  # type: ignore[method-assign]
     service.submit = submit_or_refuse  # type: ignore[method-assign]
@@ -324,6 +325,43 @@ async def test_a_pipeline_is_answered_in_order(tiny: ModelVersion, pieces: int) 
     assert [answer["x-request-id"] for answer in answers] == list("12345678")
     assert [answer.status for answer in answers] == [200, 200, 200, 200, 400, 200, 200, 200]
     assert server.taken_by_serve < 1 + len(sent)
+
+
+@on_both_loops
+async def test_the_model_gets_the_memory_that_the_socket_filled(
+    tiny: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[Any] = []
+    aligned = lane_connection._aligned
+
+    def kept(*args: Any) -> memoryview:
+        filled.append(aligned(*args))
+        return filled[-1]
+
+    monkeypatch.setattr(lane_connection, "_aligned", kept)
+    model = load_model(tiny)
+    run, given = model.run, list[Any]()  # in pieces: a batch has no room for all rows
+
+    def watched(batch: Any) -> Any:
+        given.append(batch["x"])
+        return run(batch)
+
+    monkeypatch.setattr(model, "run", watched)
+    service = ModelService(model, UserConfig(max_body_bytes=MAX_BODY, max_queue_rows=100_000))
+    body, length = binary(37_500)
+    try:
+        async with lane_server(ModelApp(service)) as server:
+            client = await server.client_in_lane()
+            given.clear()
+            answer = await client.ask(post(body, length))
+            assert answer.status == 200
+    finally:
+        await service.close()
+    assert len(body) > 600_000
+    (memory,) = filled
+    whole = np.frombuffer(memory, np.uint8)
+    assert sum(len(rows) for rows in given) == 37_500
+    assert all(np.shares_memory(rows, whole) for rows in given), "no copy after the socket"
 
 
 @on_both_loops

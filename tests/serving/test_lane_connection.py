@@ -299,6 +299,7 @@ async def test_a_client_leaves_that_did_not_read() -> None:
         await until(lambda: connection._web.flow.write_paused and connection._task is not None)
         await client.close()
         await until(lambda: not server.connections)
+        await until(lambda: connection._task is None)
         server.lane.accounts._flush()
         counted = server.replica.metrics.counted
         assert counted["errors"].total() == 1

@@ -106,8 +106,8 @@ def node_variables(temp_dir: Path, *, haproxy: bool = True) -> dict[str, str]:
             # Replicas count requests instead of the proxy's manager, to which HAProxy would send a
             # line for each (docs/decisions/0011).
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-            # HAProxy writes a line for each request. Where nobody is bound to this socket that costs
-            # next to nothing; Serve's default, UDP to port 514, costs much (docs/decisions/0016).
+            # HAProxy writes a line for each request. Where nobody is bound to this socket that
+            # costs next to nothing, unlike UDP to port 514, Serve's default (docs/decisions/0016).
             "RAY_SERVE_HAPROXY_LOG_TARGET": f"{folder}/log.sock",
             # Plain inference requests go past Ray's handling of each (docs/decisions/0014).
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayprism.serving.lane:middlewares",

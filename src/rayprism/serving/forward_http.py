@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from rayprism.core.tensors import Tensors
-from rayprism.protocol.http import decode_infer_response
+from rayprism.protocol.http import decode_infer_response, request_timeout_s
 from rayprism.protocol.messages import InferRequest
-from rayprism.serving.asgi import Send, header_length
+from rayprism.protocol.status import code_of_http
+from rayprism.serving.asgi import Headers, Send, header_length
 from rayprism.serving.forward import Answer, Busy, Unreachable, forwardable_headers
 from rayprism.serving.links import Link, Links
+from rayprism.serving.service import ModelService
 from rayprism.serving.shadows import Copy, Reply, keep_copy
 from rayprism.serving.traffic import (
     FORWARDED_HEADER,
@@ -19,15 +21,24 @@ from rayprism.serving.traffic import (
     VERSION_HEADER,
     NoAnswer,
     Target,
+    parse_timeout,
 )
+from rayprism.telemetry.records import RequestRecord
 
-__all__ = ["HttpCall", "send_answer", "shadow_copy"]
+__all__ = [
+    "HttpCall",
+    "forward_request",
+    "most_seconds",
+    "offer_copy",
+    "returned_headers",
+    "send_answer",
+    "shadow_copy",
+]
 
 _VERSION = VERSION_HEADER.encode()
+_TIMEOUT = TIMEOUT_HEADER.encode()
 _CONTEXT = frozenset((b"traceparent", b"tracestate"))
-_REPLACED = frozenset(
-    {_VERSION, TIMEOUT_HEADER.encode(), FORWARDED_HEADER.encode(), b"x-request-id"}
-)
+_REPLACED = frozenset({_VERSION, _TIMEOUT, FORWARDED_HEADER.encode(), b"x-request-id"})
 _RETURNED = (
     b"content-type",
     b"content-encoding",
@@ -102,7 +113,7 @@ def _extra_headers(request_id: str, sender: str, budget_s: float) -> list[tuple[
     return [
         (b"x-request-id", request_id.encode("latin-1")),
         (FORWARDED_HEADER.encode(), sender.encode()),
-        (TIMEOUT_HEADER.encode(), b"%.6f" % budget_s),
+        (_TIMEOUT, b"%.6f" % budget_s),
     ]
 
 
@@ -148,12 +159,110 @@ def _reason(answer: Answer) -> str:
     return "refused" if 400 <= answer.status < 500 else "error"
 
 
+def most_seconds(headers: Headers) -> float | None:
+    """What the sender of a request that was sent on allows at most; None where it says nothing.
+
+    Raises:
+        InvalidInput: It says what is no time.
+    """
+    said = headers.get(_TIMEOUT)
+    return None if said is None else parse_timeout(said.decode("latin-1"))
+
+
+async def forward_request(
+    service: ModelService,
+    target: Target,
+    raw_headers: Iterable[tuple[bytes, bytes]],
+    headers: Headers,
+    body: bytes | memoryview,
+    most_s: float | None,
+    record: RequestRecord,
+) -> Answer | None:
+    """Sends a request to the version that it belongs to.
+
+    Args:
+        service: The version to which it came.
+        target: The version that is to answer.
+        raw_headers: As they came.
+        headers: The same, by name.
+        body: As it came.
+        most_s: Most seconds that it may take, whatever it says itself.
+        record: Gets where it was sent and what became of it.
+
+    Returns:
+        The answer; None where it is to be answered here.
+
+    Raises:
+        NotFound, NotReady, DeadlineExceeded: The client named a version that does not answer.
+    """
+    traffic = service.traffic
+    # What a request that is not decoded allows, as far as can be read.
+    said_s = None
+    if b"content-encoding" not in headers:
+        said_s = request_timeout_s(body, header_length(headers))
+    allowed_s = said_s or service.config.default_timeout_s
+    if most_s is not None:
+        allowed_s = min(allowed_s, most_s)
+    trace = record.trace
+    context = trace.headers(trace.forward_traceparent) if trace else ()
+    call = HttpCall(raw_headers, body, record.request_id, service.version, target, context)
+    answer = await traffic.send(target, traffic.budget_s(target, allowed_s), call.deliver, record)
+    if answer is not None:
+        has_retry_after = b"retry-after" in answer.headers
+        record.reason = code_of_http(answer.status, has_retry_after=has_retry_after)
+    return answer
+
+
+def returned_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """The headers of another version's answer that its client gets, but for its length."""
+    return [(name, answer.headers[name]) for name in _RETURNED if name in answer.headers]
+
+
 async def send_answer(send: Send, answer: Answer) -> None:
     """Gives another version's answer to the client, as it came."""
-    headers = [(name, answer.headers[name]) for name in _RETURNED if name in answer.headers]
+    headers = returned_headers(answer)
     headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+def offer_copy(
+    service: ModelService,
+    raw_headers: Iterable[tuple[bytes, bytes]],
+    body: bytes | memoryview,
+    record: RequestRecord,
+    request: InferRequest,
+    outputs: Tensors,
+) -> None:
+    """Lets the shadows draw for a request that was answered here: see `Shadows.offer`.
+
+    Args:
+        service: The version that answered it.
+        raw_headers: As they came.
+        body: As it came.
+        record: Of the request.
+        request: What the body says.
+        outputs: Its answer.
+    """
+
+    def make() -> Copy:
+        timeout_s = service.config.default_timeout_s
+        if request.timeout_s:
+            timeout_s = min(request.timeout_s, timeout_s)
+        trace = record.trace
+        context = trace.headers(trace.traceparent) if trace else ()
+        return shadow_copy(
+            raw_headers,
+            body,
+            record.request_id,
+            service.version,
+            request,
+            outputs,
+            timeout_s,
+            context,
+        )
+
+    service.shadows.offer(make)
 
 
 def shadow_copy(

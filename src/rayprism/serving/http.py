@@ -7,15 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayprism.core.tensors import Tensors
 from rayprism.errors import RequestError, Unsupported
 from rayprism.protocol import openapi as documentation
-from rayprism.protocol.compression import compress
-from rayprism.protocol.http import (
-    decode_infer_request,
-    encode_infer_response,
-    request_timeout_s,
-)
+from rayprism.protocol.http import decode_infer_request, encode_infer_response
 from rayprism.protocol.metadata import (
     ServedModel,
     model_config,
@@ -25,7 +19,6 @@ from rayprism.protocol.metadata import (
     repository_index,
     server_metadata,
 )
-from rayprism.protocol.status import code_of_http, error_body, http_status
 from rayprism.serving.asgi import (
     AsgiApp,
     ClientLeft,
@@ -33,11 +26,6 @@ from rayprism.serving.asgi import (
     Receive,
     Scope,
     Send,
-    answer_encoding,
-    answer_headers,
-    compressed_headers,
-    compresses_at_once,
-    error_to_tell,
     header_length,
     inflate_body,
     read_body,
@@ -48,14 +36,13 @@ from rayprism.serving.asgi import (
     send_method_not_allowed,
     unknown_path,
 )
-from rayprism.serving.forward_http import HttpCall, send_answer, shadow_copy
+from rayprism.serving.direct import DirectCall, Reply, is_plain
+from rayprism.serving.forward_http import forward_request, most_seconds, offer_copy, send_answer
 from rayprism.serving.service import ModelService
 from rayprism.serving.traffic import (
     FORWARDED_HEADER,
-    TIMEOUT_HEADER,
     VERSION_HEADER,
     Target,
-    parse_timeout,
     source_of,
 )
 from rayprism.telemetry.records import RequestRecord
@@ -76,20 +63,10 @@ _SERVER_PATHS = {
 }
 _POST_ONLY = frozenset({"infer", "index", "load"})
 NO_LOADING = "models are loaded and unloaded by `serve deploy`, not by clients of the protocol"
-Reply = Callable[[int, list[tuple[bytes, bytes]], bytes], None]
-"""Sends an answer: status, headers, body."""
 _VERSION = VERSION_HEADER.encode()
-_TIMEOUT = TIMEOUT_HEADER.encode()
 _FORWARDED = FORWARDED_HEADER.encode()
-_AWAITED = frozenset({_VERSION, _TIMEOUT, b"content-encoding"})
-"""Headers of requests that may have to wait for something else than the model."""
-_DAY_S = 86_400.0
 _MAX_KNOWN_PATHS = 64
 """Parsed paths that are remembered; clients could write any number of slashes at the end."""
-
-
-def _nothing() -> None:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +152,7 @@ class ModelApp(AsgiApp):
         self._endpoints: dict[str, Endpoint] = {}
         self.signature = ((_VERSION, service.version.encode()),)
         self._own_route = f"/versions/{service.version}"
+        self._own_infer = f"{self._own_route}/infer"
 
     @property
     def max_body_bytes(self) -> int:
@@ -210,6 +188,7 @@ class ModelApp(AsgiApp):
 
     def infer_now(
         self,
+        path: str,
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes | memoryview,
         request_id: str,
@@ -218,6 +197,7 @@ class ModelApp(AsgiApp):
         """Answers a plain inference request without a task, where nothing has to be awaited.
 
         Args:
+            path: One of `infer_paths`.
             headers: Of the request.
             body: The whole of it.
             request_id: For the log.
@@ -228,89 +208,12 @@ class ModelApp(AsgiApp):
             plain as that: then nothing has been done.
         """
         service, found = self._service, dict(headers)
-        if not (self._is_direct and _AWAITED.isdisjoint(found)):
+        if not is_plain(service, found):
             return None
         record = self._begin(found, request_id)
-
-        def done(outputs: Tensors | None, error: Exception | None) -> None:
-            if outputs is not None:
-                try:
-                    answer = encode_infer_response(
-                        service.model_name, service.version, request, outputs
-                    )
-                except Exception as raised:
-                    error = raised
-                else:
-                    self._reply(answer, found, record, reply)
-                    return
-            self._reply_error(error or RequestError("no answer"), record, reply)
-
-        try:
-            request = decode_infer_request(body, header_length(found))
-            job = service.submit(request, record, done)
-        except Exception as error:
-            asyncio.get_running_loop().call_soon(done, None, error)
-            return _nothing
-
-        def cancel() -> None:
-            if not job.is_done:
-                service.cancel(job)
-                record.reason = "cancelled"
-                service.telemetry.finish(record)
-
-        return cancel
-
-    @property
-    def _is_direct(self) -> bool:
-        service = self._service
-        return (
-            service.is_direct
-            and not service.traffic.is_split
-            and not service.shadows.is_on
-            and service.telemetry.tracer is None
-        )
-
-    def _reply(
-        self,
-        answer: tuple[bytes, int | None],
-        asked: Headers,
-        record: RequestRecord,
-        reply: Reply,
-    ) -> None:
-        body, json_length = answer
-        headers = answer_headers(json_length, self.signature)
-        encoding = answer_encoding(body, asked)
-        if encoding is None:
-            self._finish(record, reply, 200, headers, body)
-            return
-        headers += compressed_headers(encoding)
-        if compresses_at_once(body):
-            self._finish(record, reply, 200, headers, compress(body, encoding))
-            return
-
-        def compressed(future: asyncio.Future[bytes]) -> None:
-            self._finish(record, reply, 200, headers, future.result())
-
-        loop = asyncio.get_running_loop()
-        loop.run_in_executor(None, compress, body, encoding).add_done_callback(compressed)
-
-    def _reply_error(self, error: Exception, record: RequestRecord, reply: Reply) -> None:
-        record.reason = error.code if isinstance(error, RequestError) else "internal"
-        told, extra = error_to_tell(error, record.request_id, self.signature)
-        headers = answer_headers(None, extra)
-        self._finish(record, reply, http_status(told), headers, error_body(told))
-
-    def _finish(
-        self,
-        record: RequestRecord,
-        reply: Reply,
-        status: int,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes,
-    ) -> None:
-        headers.append((b"content-length", b"%d" % len(body)))
-        reply(status, headers, body)
-        self._service.telemetry.finish(record)
+        call = DirectCall(service, self.signature, headers, found, body, record, reply)
+        call.begin(names_version=path.endswith(self._own_infer))
+        return call.cancel
 
     async def _infer(
         self,
@@ -366,25 +269,14 @@ class ModelApp(AsgiApp):
         limit_bytes = service.config.max_body_bytes
         sent = await read_body(receive, headers, limit_bytes)
         record.began_s = arrival_s = service.now_s()
-        most_s = None
-        if _TIMEOUT in headers:
-            most_s = parse_timeout(headers[_TIMEOUT].decode("latin-1"))
-        traffic = service.traffic
-        if traffic.is_split or _VERSION in headers:
+        most_s = most_seconds(headers)
+        if service.traffic.is_split or _VERSION in headers:
             target = self._target(scope, endpoint, headers)
             if target is not None:
-                allowed_s = self._allowed_s(sent, headers, most_s)
-                budget_s = traffic.budget_s(target, allowed_s)
-                trace = record.trace
-                context = trace.headers(trace.forward_traceparent) if trace else ()
-                call = HttpCall(
-                    scope["headers"], sent, request_id, service.version, target, context
+                answer = await forward_request(
+                    service, target, scope["headers"], headers, sent, most_s, record
                 )
-                answer = await traffic.send(target, budget_s, call.deliver, record)
                 if answer is not None:
-                    record.reason = code_of_http(
-                        answer.status, has_retry_after=b"retry-after" in answer.headers
-                    )
                     await send_answer(send, answer)
                     return
         body = await inflate_body(sent, headers, limit_bytes)
@@ -397,21 +289,7 @@ class ModelApp(AsgiApp):
         )
         await send_body(send, answer_body, headers, json_length=json_length, extra=self.signature)
         if service.shadows.is_on and _FORWARDED not in headers:
-            timeout_s = min(request.timeout_s or _DAY_S, service.config.default_timeout_s)
-            trace = record.trace
-            context = trace.headers(trace.traceparent) if trace else ()
-            service.shadows.offer(
-                lambda: shadow_copy(
-                    scope["headers"],
-                    sent,
-                    request_id,
-                    service.version,
-                    request,
-                    outputs,
-                    timeout_s,
-                    context,
-                )
-            )
+            offer_copy(service, scope["headers"], sent, record, request, outputs)
 
     def _target(self, scope: Scope, endpoint: Endpoint, headers: Headers) -> Target | None:
         if _FORWARDED in headers or endpoint.version is not None:
@@ -420,18 +298,8 @@ class ModelApp(AsgiApp):
             return None  # this version's own address: whoever comes there means it
         traffic = self._service.traffic
         wanted = headers.get(_VERSION)
-        key = None
-        if traffic.sticky_header_bytes is not None:
-            key = headers.get(traffic.sticky_header_bytes)
+        key = traffic.sticky_key(headers)
         return traffic.target(None if wanted is None else wanted.decode("latin-1"), key)
-
-    def _allowed_s(self, sent: bytes | memoryview, headers: Headers, most_s: float | None) -> float:
-        """What a request that is not decoded allows, as far as can be read."""
-        said_s = None
-        if b"content-encoding" not in headers:
-            said_s = request_timeout_s(sent, header_length(headers))
-        allowed_s = said_s or self._service.config.default_timeout_s
-        return allowed_s if most_s is None else min(allowed_s, most_s)
 
     def _endpoint(self, path: str) -> Endpoint:
         known = self._endpoints.get(path)

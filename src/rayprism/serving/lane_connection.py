@@ -80,7 +80,7 @@ class LaneState(Protocol):
     @property
     def infer_now(
         self,
-    ) -> Callable[[Headers, Body, str, Reply], Callable[[], None] | None]:
+    ) -> Callable[[str, Headers, Body, str, Reply], Callable[[], None] | None]:
         """Answers plain requests without a task: see `ModelApp.infer_now`."""
 
     @property
@@ -353,7 +353,9 @@ class LaneConnection(asyncio.Protocol):
                     self._write(status, said, request_id, answer)
                 self._next()
 
-            self._cancel = lane.infer_now(headers, body, request_id.decode("latin-1"), reply)
+            self._cancel = lane.infer_now(
+                request.path, headers, body, request_id.decode("latin-1"), reply
+            )
             if self._cancel is not None:
                 return
         self._task = self._loop.create_task(self._answer(request, request_id, body))

@@ -240,7 +240,14 @@ class ModelService:
         """Whether requests may be submitted: nothing happens to them before the queue."""
         return self._preparer is None
 
-    def submit(self, request: InferRequest, record: RequestRecord, done: OnDone) -> Job:
+    def submit(
+        self,
+        request: InferRequest,
+        record: RequestRecord,
+        done: OnDone,
+        *,
+        most_s: float | None = None,
+    ) -> Job:
         """Lets a decoded request wait for its turn, where `is_direct`; does not wait itself.
 
         Args:
@@ -248,12 +255,13 @@ class ModelService:
             record: Says when it came; gets what it takes at each step.
             done: Called once, later, with the outputs that it asked for, or with the error; not
                 for a request that is cancelled.
+            most_s: As for `infer`.
 
         Raises:
             RequestError: What can be said at once; then `done` is not called.
         """
         scheduler = self._scheduler
-        timeout_s, priority, names = self._terms(request, None)
+        timeout_s, priority, names = self._terms(request, most_s)
         tensors = request.tensors
         record.rows = rows = check_inputs(self.manifest.inputs, tensors, batched=self._batched)
         record.decoded_s = scheduler.now_s()

@@ -160,8 +160,7 @@ class Traffic:
         self._candidates: dict[int, _Candidate] = {}
         self.sticky_header: str | None = None
         """In lower case, as gRPC's metadata has it."""
-        self.sticky_header_bytes: bytes | None = None
-        """The same, as ASGI has it."""
+        self._sticky_header_bytes: bytes | None = None
 
     @property
     def is_split(self) -> bool:
@@ -180,7 +179,7 @@ class Traffic:
         self._split = Split(weights) if weights else None
         self.slots = {**weights, self.version: SLOTS - sum(weights.values())}
         self.sticky_header = config.sticky.header.lower() if config.sticky else None
-        self.sticky_header_bytes = self.sticky_header.encode() if self.sticky_header else None
+        self._sticky_header_bytes = self.sticky_header.encode() if self.sticky_header else None
         for version in weights:
             self._candidates.setdefault(version, _Candidate())
         if self.links is not None and (weights or config.shadow):
@@ -209,6 +208,11 @@ class Traffic:
             return None
         chosen = split.version_at(sticky_slot(self.model, key)) if key else split.draw(self._draw())
         return None if chosen is None else Target(chosen, named=False)
+
+    def sticky_key(self, headers: Mapping[bytes, bytes]) -> bytes | None:
+        """The value of a request's sticky header; None where it has none, or none is set."""
+        name = self._sticky_header_bytes
+        return None if name is None else headers.get(name)
 
     def budget_s(self, target: Target, allowed_s: float) -> float:
         """How long a version may take to answer in the place of this one.
