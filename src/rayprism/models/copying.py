@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from posixpath import dirname
-from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs as pa_fs
 
 from rayprism.errors import DigestMismatch, RepositoryError
@@ -105,7 +105,7 @@ def _copy_version(source: Place, target: Place, name: str, text: bytes) -> None:
     for relative, entry in manifest.files.items():
         path = f"{name}/{relative}"
         with source[0].open_input_stream(f"{source[1]}/{path}") as stream:
-            digest = _write(target, path, iter(lambda s=stream: s.read(_BLOCK_BYTES), b""))
+            digest = _write(target, path, _blocks(stream))
         if digest != entry.sha256:
             raise DigestMismatch(
                 f"{source[1]}/{path} has sha256 {digest}, expected {entry.sha256}: {name} is not "
@@ -114,12 +114,17 @@ def _copy_version(source: Place, target: Place, name: str, text: bytes) -> None:
     _write(target, f"{name}/{MANIFEST_FILE}", [text])
 
 
+def _blocks(stream: pa.NativeFile) -> Iterator[bytes]:
+    while block := stream.read(_BLOCK_BYTES):
+        yield block
+
+
 def _read(place: Place, path: str) -> bytes:
     with place[0].open_input_stream(f"{place[1]}/{path}") as stream:
         return bytes(stream.read())
 
 
-def _write(place: Place, path: str, blocks: Any) -> str:
+def _write(place: Place, path: str, blocks: Iterable[bytes]) -> str:
     """Writes a file; its digest."""
     filesystem, full = place[0], f"{place[1]}/{path}"
     # Object storage shows what is complete, and has no folders.
