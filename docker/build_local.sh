@@ -52,10 +52,10 @@ run() {
     shift
   done
   shift
-  container=$("${BUILDAH[@]}" from "$IMAGE")
-  # buildah knows of no entry point when it runs something.
+  container=$("${BUILDAH[@]}" from --ulimit "nofile=1024:$(ulimit -Hn)" "$IMAGE")
+  # buildah knows of no entry point when it runs something. There tini is not the first process.
   "${BUILDAH[@]}" run --isolation chroot "${options[@]}" "$container" -- \
-    tini -- rayprism-entrypoint "$@" || status=$?
+    tini -s -- rayprism-entrypoint "$@" || status=$?
   "${BUILDAH[@]}" rm "$container" >/dev/null
   return $status
 }

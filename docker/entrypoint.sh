@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/bin/bash
 # What the container is:
 #
 #   head [OPTION...]              the head of a Ray cluster
@@ -14,6 +14,8 @@ agent_port=${RAYPRISM_AGENT_PORT:-52365}
 
 start_node() {
   : >"$node_file"
+  # HAProxy does not start with the 1,024 files that some engines allow at first.
+  ulimit -Sn 65536 2>/dev/null || ulimit -Sn "$(ulimit -Hn)"
   exec rayprism environment ray start --block --disable-usage-stats --log-color=false \
     --dashboard-agent-listen-port="$agent_port" "$@"
 }

@@ -12,14 +12,14 @@ for tool in gcc cc g++ c++ clang ld as make cmake cargo git curl wget; do
 done
 if dpkg-query --show --showformat '${Package}\n' | grep -E -- '-dev$|^build-essential$'; then exit 1; fi
 if python -m pip --version 2>/dev/null; then exit 1; fi
-echo "tools     none"
+echo "tools     no compiler, make, git or curl"
 
 # Of all that is in the image, only what is meant to be written can be.
 echo "writable  $(find / -xdev -type d -writable -not -path '/proc/*' -not -path '/tmp/*' 2>/dev/null | sort | xargs)"
 
 rayprism-entrypoint head --num-cpus=2 --object-store-memory=200000000 >/tmp/head.log 2>&1 &
 head=$!
-trap 'cat /tmp/head.log; kill $head' ERR
+trap 'tail -n 30 /tmp/head.log /tmp/ray/session_latest/logs/{dashboard,dashboard_ServeHead}.log; kill $head' ERR
 SECONDS=0
 until rayprism-entrypoint health 2>/dev/null | grep -q success; do
   if [ $SECONDS -gt 120 ]; then false; fi
@@ -27,7 +27,7 @@ until rayprism-entrypoint health 2>/dev/null | grep -q success; do
 done
 echo "healthy   after $SECONDS s: $(rayprism-entrypoint health | xargs)"
 
-serve deploy /serve.yaml 2>/dev/null
+serve deploy /serve.yaml
 rayprism wait --timeout 180
 python - <<'PYTHON'
 from urllib.request import Request, urlopen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,14 @@ def printed(*arguments: str, **environment: str) -> dict[str, str]:
     blank = dict.fromkeys(["RAY_TMPDIR", "TMPDIR"])
     result = CliRunner().invoke(cli, ["environment", *arguments], env=blank | environment)
     assert result.exit_code == 0, result.stderr
-    return dict(line.split("=", 1) for line in result.stdout.splitlines())
+    return dict(word.split("=", 1) for word in shlex.split(result.stdout))
 
 
 def test_it_is_what_up_sets(tmp_path):
     found = printed("--temp-dir", str(tmp_path))
     up = cluster_environment("id", tmp_path, None, base={})
     assert found["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert " " in found["RAY_SERVE_HAPROXY_RETRY_ON"]  # in a shell, too
     assert found.items() <= up.items()
     left = up.keys() - found.keys()
     # What is one machine's own: ports that are free there, where its files are, that it is alone.

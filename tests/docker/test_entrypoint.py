@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -17,6 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "docker" / "entrypoint.sh"
 RAYPRISM = """\
 #!/bin/sh
 printf '%s\\n' "$@"
+echo "files=$(ulimit -n)" >&2
 echo "drain=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S-unset} pid=$$"
 """
 
@@ -46,9 +48,11 @@ class Container:
             "TMPDIR": str(folder),
         }
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, before: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [SCRIPT, *arguments],
+            [*before, SCRIPT, *arguments],
             env=self.environment | environment,
             capture_output=True,
             text=True,
@@ -96,6 +100,12 @@ def test_worker_joins_the_head_and_drains(container):
 def test_the_operators_drain_time_wins(container):
     done = container.run("head", RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="7")
     assert "drain=7 " in done.stdout
+
+
+def test_a_node_may_open_as_many_files_as_it_is_allowed_to(container):
+    most = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    limits = ("bash", "-c", f'ulimit -Sn 1024; ulimit -Hn {most}; exec "$@"', "bash")
+    assert container.run("head", before=limits).stderr == f"files={most}\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("worker",), ("worker", "--num-cpus=2")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def environment(temp_dir: Path | None, command: tuple[str, ...]) -> None:
 
     Most of Serve's settings are only read from the environment when Ray starts. `rayprism up` sets
     them for one machine; this does for `ray start` on many. A variable that is set already wins.
+    They are printed as a shell takes them.
 
     COMMAND takes the place of this process, so signals reach it.
     """
@@ -52,7 +54,7 @@ def environment(temp_dir: Path | None, command: tuple[str, ...]) -> None:
     }
     if not command:
         for name, value in values.items():
-            click.echo(f"{name}={value}")
+            click.echo(f"{name}={shlex.quote(value)}")
         return
     # `ray` and `haproxy` of this installation, also where its venv is not activated.
     paths = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
