@@ -16,6 +16,9 @@ DEMO_JOB   := --set input.uri=$(DEMO_DIR)/flights --set output.uri=$(DEMO_DIR)/p
 
 SCENARIO   ?= overhead
 
+# A network, mounts and processes of their own, which end together; without root, as a root of their own.
+NAMESPACES := unshare --net --mount --pid --fork --kill-child --mount-proc $(if $(shell id -u | grep -vx 0),--map-root-user --user)
+
 # What sends requests to a real cluster.
 FLEET_TESTS := tests/serving/test_cluster.py tests/telemetry/test_fleet_metrics.py tests/fleet/test_traffic_cluster.py
 
@@ -23,7 +26,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane bench bench-layers bench-yardsticks bench-batch bench-parity \
+.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane test-cluster bench bench-layers bench-yardsticks bench-batch bench-parity \
 	chaos-batch demo-batch monitoring generate pictures clean
 
 help: ## Show the targets
@@ -102,12 +105,15 @@ check: $(VENV)/.dev ## Lint, types, import rules, generated files
 	$(BIN)/python -m rayprism.telemetry.page --check
 	$(BIN)/python -m rayprism.telemetry.rules --check
 	$(BIN)/python -m rayprism.telemetry.dashboards.build --check
+	$(BIN)/python -m rayprism.fleet.environment --check
+	$(BIN)/python -m rayprism.fleet.launcher cluster.yaml cluster-onprem.yaml
 	$(BIN)/python -m bench.readme --check
 
-generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards
+generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards, cluster.env
 	$(BIN)/python -m rayprism.telemetry.page
 	$(BIN)/python -m rayprism.telemetry.rules
 	$(BIN)/python -m rayprism.telemetry.dashboards.build
+	$(BIN)/python -m rayprism.fleet.environment
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
@@ -117,10 +123,13 @@ test: test-unit ## Every test, with a real Ray cluster
 	$(BIN)/python -m pytest -m "cluster or e2e"
 
 test-unit: $(VENV)/.dev ## The tests that start no Ray
-	$(BIN)/python -m pytest -m "not cluster and not e2e" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not cluster and not e2e and not nodes" -n 2 --dist loadfile
 
 test-without-lane: $(VENV)/.dev ## The tests of the fleet again, with Serve's own handling of every request
 	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH= $(BIN)/python -m pytest $(FLEET_TESTS)
+
+test-cluster: $(VENV)/.dev ## Clusters of many nodes: autoscaling, lost nodes, lost head (needs Linux, ip, redis-server)
+	RAYPRISM_FIGURES=$(FIGURES) $(NAMESPACES) $(BIN)/python -m pytest -m nodes tests/nodes
 
 bench: $(VENV)/.dev ## Run a scenario: make bench SCENARIO=overhead (needs wrk); python -m bench list
 	$(BIN)/python -m bench run $(SCENARIO)

@@ -1,16 +1,32 @@
-"""The environment that Ray Serve needs before it starts: most of its tuning is only there."""
+"""The environment that Ray Serve needs before it starts: most of its tuning is only there.
+
+    python -m rayprism.fleet.environment            writes cluster.env, for clusters of many nodes
+    python -m rayprism.fleet.environment --check    exits with 1 where that is stale
+
+Run it in the root of the repository.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rayprism.fleet.processes import MARKER_VARIABLE, find_port
 from rayprism.models.fields import DATA_VARIABLE, REPOSITORY_VARIABLE
 
-__all__ = ["cluster_environment"]
+__all__ = [
+    "NODES_FILE",
+    "cluster_environment",
+    "main",
+    "nodes_environment",
+    "render_nodes_file",
+    "serve_environment",
+]
+
+NODES_FILE = Path("cluster.env")
+"""What every node of a cluster of many needs: `cluster.yaml` reads it on each, before Ray starts."""
 
 _PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
@@ -22,6 +38,15 @@ _PORTS = {
 
 Source: Ray 2.60, serve/_private/constants.py.
 """
+
+_COMMAND = "python -m rayprism.fleet.environment"
+
+_NODES_TOP = f"""\
+# What Ray Serve needs on every node, before Ray starts on it. Made by `{_COMMAND}`
+# from src/rayprism/fleet/environment.py, where it also says why."""
+
+_SERVE_FOLDER = Path("/tmp/haproxy-serve")
+"""Source: Ray 2.60, serve/_private/constants.py, RAY_SERVE_HAPROXY_CONFIG_FILE_LOC."""
 
 _FORGOTTEN = ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_RAYLET_PID", MARKER_VARIABLE)
 """Variables of another cluster that would lead this one astray."""
@@ -75,27 +100,49 @@ def cluster_environment(
 
 
 def _defaults(temp_dir: Path, *, haproxy: bool) -> dict[str, str]:
+    folder = temp_dir / "h"  # short: HAProxy takes paths of sockets up to 97 characters
     values = {
         # Explicit, or Ray decides by whether some other cluster once left a token behind. Then
         # `serve deploy` from another shell would be refused without the same variables.
         "RAY_AUTH_MODE": "disabled",
+        # One node has nowhere to drain to: without this, `down` waits half a minute for nothing.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        **serve_environment(folder, haproxy=haproxy),
+    }
+    if haproxy:
+        values |= {
+            "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
+            # By default these lie in a folder that all users of the machine share.
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a.sock",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
+        }
+    return values
+
+
+def serve_environment(folder: Path, *, haproxy: bool = True) -> dict[str, str]:
+    """What Serve needs on every node of every cluster, wherever that is.
+
+    Args:
+        folder: Of HAProxy's files.
+        haproxy: Whether HAProxy is the proxy.
+    """
+    values = {
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Old replicas go on when the new ones of a rolling update cannot start.
         "RAY_SERVE_STOP_FAILED_ROLLING_UPDATES": "1",
-        # One node has nowhere to drain to: without this, `down` waits half a minute for nothing.
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray runs its workers at the priority of background work (15): on a full machine replicas
         # then wait for everything else on it (docs/decisions/0015).
         "RAY_worker_niceness": "0",
     }
     if haproxy:
-        folder = temp_dir / "h"  # short: HAProxy takes paths of sockets up to 97 characters
         values |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
             # A replica that dies with a request in hand has not answered: another one may.
-            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
             "RAY_SERVE_HAPROXY_RETRIES": "3",
             # Replicas count requests instead of the proxy's manager, to which HAProxy would send a
             # line for each (docs/decisions/0011).
@@ -105,11 +152,52 @@ def _defaults(temp_dir: Path, *, haproxy: bool) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_LOG_TARGET": f"{folder}/log.sock",
             # Plain inference requests go past Ray's handling of each (docs/decisions/0014).
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayprism.serving.lane:middlewares",
-            # By default these lie in a folder that all users of the machine share.
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a.sock",
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m.sock",
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         }
     return values
+
+
+def nodes_environment() -> dict[str, str]:
+    """What every node of a cluster of many needs before Ray starts on it."""
+    return {
+        # Whoever reaches a port of Ray's may run code on it. The token lies in ~/.ray/auth_token.
+        "RAY_AUTH_MODE": "token",
+        # How long nodes wait for a head that is away. By default they end themselves after 60 s.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
+        **serve_environment(_SERVE_FOLDER),
+    }
+
+
+def render_nodes_file() -> str:
+    """The text of `cluster.env`: a line for each variable, for a shell or a container."""
+    lines = [f"{name}={_quote(value)}" for name, value in sorted(nodes_environment().items())]
+    return "\n".join([_NODES_TOP, *lines, ""])
+
+
+def _quote(value: str) -> str:
+    return f'"{value}"' if " " in value else value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; see the module.
+
+    Returns:
+        The exit status: 0 where the file was written, or is current.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given not in ([], ["--check"]):
+        print(f"usage: {_COMMAND} [--check]", file=sys.stderr)
+        return 2
+    text = render_nodes_file()
+    if not given:
+        NODES_FILE.write_text(text, encoding="utf-8")
+        print(f"wrote {NODES_FILE}")
+        return 0
+    if NODES_FILE.exists() and NODES_FILE.read_text(encoding="utf-8") == text:
+        print(f"{NODES_FILE} is current")
+        return 0
+    print(f"{NODES_FILE} is stale: run {_COMMAND}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
