@@ -17,7 +17,7 @@ DEMO_JOB   := --set input.uri=$(DEMO_DIR)/flights --set output.uri=$(DEMO_DIR)/p
 SCENARIO   ?= overhead
 
 # A network, mounts and processes of their own, which end together; without root, as a root of their own.
-NAMESPACES := unshare --net --mount --pid --fork --kill-child --mount-proc $(if $(shell id -u | grep -vx 0),--map-root-user --user)
+NAMESPACES := unshare --net --mount --pid --fork --kill-child --mount-proc $(if $(filter-out 0,$(shell id -u)),--user --map-root-user)
 
 # What sends requests to a real cluster.
 FLEET_TESTS := tests/serving/test_cluster.py tests/telemetry/test_fleet_metrics.py tests/fleet/test_traffic_cluster.py

@@ -1,8 +1,7 @@
-"""cluster.yaml and cluster-onprem.yaml are what Ray's launcher takes, and start Ray as Serve needs it."""
+"""Files for `ray up` are what Ray takes, and start Ray with what Serve needs."""
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tests.nodes.cluster import Cluster
@@ -36,6 +37,11 @@ class Cloud:
     @property
     def port(self) -> int:
         return self._server.server_port
+
+    def counts(self) -> Counter[str]:
+        """How many machines of each type are given away."""
+        with self._lock:
+            return Counter(self.types.values())
 
     def create(self, node_id: str, node_type: str, cpus: float) -> None:
         """Gives a machine, which joins soon after."""
@@ -84,14 +90,14 @@ def _handler(cloud: Cloud) -> type[BaseHTTPRequestHandler]:
             self.send_header("content-length", "0")
             self.end_headers()
 
-        def do_POST(self) -> None:  # noqa: N802 (the name that http.server looks for)
+        def do_POST(self) -> None:
             document = self._document()
             resources = document["resources"]
             assert isinstance(resources, dict)
             cloud.create(self.path.strip("/"), str(document["type"]), resources["CPU"])
             self._done()
 
-        def do_DELETE(self) -> None:  # noqa: N802
+        def do_DELETE(self) -> None:
             self._document()
             cloud.terminate(self.path.strip("/"))
             self._done()

@@ -20,7 +20,7 @@ from rayprism.fleet.waiting import wait_until_running
 from tests.nodes.machines import Machine
 from tests.support.fleet import FRONT_DOOR, GRPC_FUNCTION, model_application, wait_for
 
-__all__ = ["Cluster", "cluster_file", "http_url", "tiny"]
+__all__ = ["Cluster", "cluster_file", "tiny"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MODELS = "/mnt/models"
@@ -31,11 +31,6 @@ def cluster_file(name: str = "cluster.yaml") -> dict[str, Any]:
     """A file for `ray up`."""
     found: dict[str, Any] = yaml.safe_load((_ROOT / name).read_text())
     return found
-
-
-def http_url(machine: Machine) -> str:
-    """Of the proxy on a machine."""
-    return f"http://{machine.address}:8000"
 
 
 class Cluster:
@@ -95,9 +90,7 @@ class Cluster:
         self.machines[number] = machine
         return machine
 
-    def start_head(
-        self, autoscaling: Mapping[str, Any] | None = None, **variables: str
-    ) -> Machine:
+    def start_head(self, autoscaling: Mapping[str, Any] | None = None, **variables: str) -> Machine:
         """Starts the head, also once more after it was lost.
 
         Args:
@@ -181,6 +174,21 @@ class Cluster:
         """What Serve says of each proxy, by the node's address."""
         proxies = self.client.details()["proxies"].values()
         return {proxy["node_ip"]: proxy["status"] for proxy in proxies}
+
+    def is_whole(self, replicas: int, *, without: Machine | None = None) -> bool:
+        """So many replicas, each on a node of its own, and proxies there and on the head.
+
+        Args:
+            replicas: How many there should be.
+            without: A machine on which there should be none.
+        """
+        addresses = set(self.replicas().values())
+        proxies = self.proxies()
+        return (
+            len(addresses) == replicas
+            and (without is None or without.address not in addresses)
+            and all(proxies.get(at) == "HEALTHY" for at in {*addresses, self.head.address})
+        )
 
     def ray(self, script: str, timeout_s: float = 60) -> str:
         """Runs a command of Ray's on the head."""

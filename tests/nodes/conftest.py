@@ -47,7 +47,9 @@ class Figures:
 
     def add_job(self, event: str, rows: int, *, calm: float, disturbed: float) -> None:
         """Notes a batch job: no row is lost, or its test fails."""
-        self.found.append(Figure(event, rows, 0, None, f"done; undisturbed {calm:.1f} s", disturbed))
+        self.found.append(
+            Figure(event, rows, 0, None, f"done; undisturbed {calm:.1f} s", disturbed)
+        )
 
     def table(self) -> str:
         """In Markdown."""

@@ -118,10 +118,12 @@ class Machine:
         for source in (_ROOT, Path(sys.prefix)):
             if source.is_relative_to("/tmp"):
                 target = shlex.quote(f"{tmp}/{source.relative_to('/tmp')}")
-                lines.append(f"mkdir -p {target} && mount --bind {shlex.quote(str(source))} {target}")
+                lines.append(
+                    f"mkdir -p {target} && mount --bind {shlex.quote(str(source))} {target}"
+                )
         lines.append(f"mount --rbind {shlex.quote(str(tmp))} /tmp")
         self.run("\n".join(lines), home=False)
-        self.plug_in()
+        self._plug_in()
 
     def _find_init(self) -> int:
         deadline = time.monotonic() + 10
@@ -134,12 +136,10 @@ class Machine:
             time.sleep(0.02)
         raise AssertionError("no namespaces here; see `make test-cluster`")
 
-    def plug_in(self) -> None:
-        """Connects it to the network, for the first time or again."""
+    def _plug_in(self) -> None:
         inside, outside = self.address, gateway_of(self.number)
-        if self._link in (name for _, name in socket.if_nameindex()):
-            _run("ip", "link", "set", self._link, "up")
-            return
+        # Where the machine before it was unplugged.
+        subprocess.run(["ip", "route", "del", "blackhole", inside], stderr=subprocess.DEVNULL)
         peer = ("peer", "name", "eth0", "netns", str(self._init))
         _run("ip", "link", "add", self._link, "type", "veth", *peer)
         _run("ip", "address", "add", f"{outside}/24", "dev", self._link)
@@ -150,14 +150,17 @@ class Machine:
         )
 
     def unplug(self) -> None:
-        """Cuts its network, so that nobody is told of anything that happens to it."""
-        _run("ip", "link", "set", self._link, "down")
+        """Cuts its network for good; nothing goes in or out, and nobody is told."""
+        _run("ip", "route", "add", "blackhole", self.address)
+        self.run("ip link set eth0 down")
 
     def kill(self) -> None:
         """Ends all of its processes at once. The kernel still closes their connections."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._init, signal.SIGKILL)
         self._starter.wait(timeout=30)
+        # The kernel does so too, but takes its time.
+        subprocess.run(["ip", "link", "del", self._link], stderr=subprocess.DEVNULL)
 
     def cut_power(self) -> None:
         """Everything ends at once, and nobody is told."""

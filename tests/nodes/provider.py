@@ -1,8 +1,8 @@
 """Ray's fake multi-node provider, but with each node on a machine of its own.
 
 Ray's own starts all nodes beside the head, where their proxies would share one port. The autoscaler
-loads this one on the head (`provider: {type: external}`); the machines are made by the tests, which it
-asks as it would ask a cloud.
+loads this one on the head (`provider: {type: external}`). It asks the tests for machines, as others
+ask a cloud.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class MachineProvider(FakeMultiNodeProvider):  # type: ignore[misc]
     ) -> None:
         with self.lock:
             node_id = self._next_hex_node_id()
-            self._ask("POST", node_id, {"type": tags[TAG_RAY_USER_NODE_TYPE], "resources": resources})
+            self._ask(
+                "POST", node_id, {"type": tags[TAG_RAY_USER_NODE_TYPE], "resources": resources}
+            )
             self._nodes[node_id] = {"tags": tags, "id": node_id}
 
     def _terminate_node(self, node: dict[str, Any]) -> None:

@@ -32,7 +32,9 @@ def shared(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     values = np.random.default_rng(5).standard_normal((_ROWS, 4)).astype(np.float32)
-    table = pa.table({"id": range(_ROWS), "x": pa.FixedSizeListArray.from_arrays(values.ravel(), 4)})
+    table = pa.table(
+        {"id": range(_ROWS), "x": pa.FixedSizeListArray.from_arrays(values.ravel(), 4)}
+    )
     pq.write_table(table, folder / "in.parquet", row_group_size=_GROUP_ROWS)
     return folder
 

@@ -1,4 +1,4 @@
-"""The head goes away. With Redis as Ray's store the workers answer on, and it comes back to them."""
+"""The head goes away. With Redis as Ray's store workers answer on, and it comes back to them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes.clients import clients, front
 from tests.nodes.cluster import Cluster, tiny
 from tests.nodes.conftest import Figures
 from tests.nodes.machines import Machine
-from tests.nodes.test_nodes import clients, front, is_whole
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(600)]
 
@@ -43,7 +43,7 @@ def cluster(tmp_path: Path, models: Path, store: dict[str, str]) -> Iterator[Clu
         for number in (2, 3):
             cluster.start_worker(number)
         cluster.deploy([tiny(2)])
-        cluster.wait(lambda: is_whole(cluster))
+        cluster.wait(lambda: cluster.is_whole(2))
         yield cluster
     finally:
         cluster.stop()
@@ -58,14 +58,14 @@ def test_head_is_lost(cluster: Cluster, store: dict[str, str], figures: Figures)
             load.wait_for(100)
         began_s = time.monotonic()
         cluster.start_head(**store)
-        cluster.wait(lambda: cluster.replicas() == replicas and is_whole(cluster), 150)
+        cluster.wait(lambda: cluster.replicas() == replicas and cluster.is_whole(2), 150)
         recovered_s = time.monotonic() - began_s
         # It rules again: a change reaches the replicas, and one that dies is replaced.
         cluster.deploy([tiny(2, user_config={"max_queue_rows": 99})])
         assert cluster.replicas() == replicas
         lost = cluster.workers[0]
         lost.run("kill -9 $(pgrep -f ray::ServeReplica:tiny)")
-        cluster.wait(lambda: cluster.replicas() != replicas and is_whole(cluster))
+        cluster.wait(lambda: cluster.replicas() != replicas and cluster.is_whole(2))
     figures.add(
         f"the head is away for {_AWAY_S:.0f} s",
         loads,

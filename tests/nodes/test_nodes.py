@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from rayprism.core.tensors import Array
 from tests.nodes.balancer import Balancer
-from tests.nodes.cluster import Cluster, http_url, tiny
+from tests.nodes.clients import clients, front
+from tests.nodes.cluster import Cluster, tiny
 from tests.nodes.conftest import Figures
 from tests.nodes.machines import Machine
-from tests.support.load import Load
-from tests.support.models import mlp_example, mlp_reference
+from tests.support.models import mlp_example
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(600)]
 
 _REPLICAS = 2
-_PATH = "/v2/models/tiny/infer"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[
         for number in (2, 3, 4):
             cluster.start_worker(number)
         cluster.deploy([tiny(_REPLICAS)])
-        cluster.wait(lambda: is_whole(cluster))
+        cluster.wait(lambda: cluster.is_whole(_REPLICAS))
         yield cluster
     finally:
         cluster.stop()
@@ -46,59 +43,23 @@ def balancer(cluster: Cluster, tmp_path: Path) -> Iterator[Balancer]:
     balancer.stop()
 
 
-def is_whole(cluster: Cluster) -> bool:
-    """As many replicas as there should be, each on a node of its own, with a proxy."""
-    addresses = set(cluster.replicas().values())
-    proxies = cluster.proxies()
-    with_proxy = {*addresses, cluster.head.address}
-    return len(addresses) == _REPLICAS and all(
-        proxies.get(address) == "HEALTHY" for address in with_proxy
-    )
-
-
-def reference(version: str, rows: Array) -> Array:
-    return mlp_reference(rows)
-
-
-@contextmanager
-def clients(*fronts: tuple[str, str]) -> Iterator[list[Load]]:
-    """Clients of some fronts, from before to some time after what happens meanwhile."""
-    loads = [Load(url, grpc, "tiny", reference) for url, grpc in fronts]
-    for load in loads:
-        load.__enter__()
-    try:
-        for load in loads:
-            load.wait_for(200)
-        yield loads
-        for load in loads:
-            load.wait_for(200)
-    finally:
-        for load in loads:
-            load.__exit__(None, None, None)
-    assert not [load.failures for load in loads if load.failures], [load.failures for load in loads]
-
-
-def front(machine: Machine) -> tuple[str, str]:
-    return http_url(machine), f"{machine.address}:9000"
-
-
 def with_replica(cluster: Cluster) -> list[Machine]:
-    """The workers that have a replica, and those that have none."""
+    """The workers: first those that have a replica, then those that have none."""
     addresses = set(cluster.replicas().values())
     return sorted(cluster.workers, key=lambda machine: machine.address not in addresses)
 
 
 def test_replicas_spread_and_each_of_their_nodes_has_a_proxy(cluster: Cluster) -> None:
     nodes = [cluster.head, *with_replica(cluster)[:_REPLICAS]]
-    served = set()
     for machine in nodes:
         assert "haproxy" in machine.run("ps -eo comm")
-        answer = httpx.post(f"{http_url(machine)}{_PATH}", json=mlp_example())
+        url, _ = front(machine)
+        answer = httpx.post(f"{url}/v2/models/tiny/infer", json=mlp_example())
         assert answer.status_code == 200, answer.text
-        assert httpx.get(f"{http_url(machine)}/-/healthz").status_code == 200
-        served |= {address for address in cluster.replicas().values()}
-    assert len(served) == _REPLICAS
-    assert cluster.head.address not in served
+        assert httpx.get(f"{url}/-/healthz").status_code == 200
+    addresses = set(cluster.replicas().values())
+    assert len(addresses) == _REPLICAS
+    assert cluster.head.address not in addresses
 
 
 def test_drained_node(cluster: Cluster, balancer: Balancer, figures: Figures) -> None:
@@ -110,9 +71,7 @@ def test_drained_node(cluster: Cluster, balancer: Balancer, figures: Figures) ->
             f"ray drain-node --node-id {node} --reason DRAIN_NODE_REASON_PREEMPTION "
             "--reason-message test --deadline-remaining-seconds 120"
         )
-        cluster.wait(
-            lambda: drained.address not in cluster.replicas().values() and is_whole(cluster)
-        )
+        cluster.wait(lambda: cluster.is_whole(_REPLICAS, without=drained))
         moved_s = time.monotonic() - began_s
         cluster.wait(lambda: drained.address not in cluster.nodes(), 150)
     figures.add("a node is drained", loads, "its replica is elsewhere", moved_s)
@@ -126,9 +85,7 @@ def test_lost_node(cluster: Cluster, balancer: Balancer, figures: Figures, event
     with clients(front(survivor), (balancer.url, balancer.grpc)) as loads:
         began_s = time.monotonic()
         getattr(lost, event)()
-        cluster.wait(
-            lambda: lost.address not in cluster.replicas().values() and is_whole(cluster), 150
-        )
+        cluster.wait(lambda: cluster.is_whole(_REPLICAS, without=lost), 150)
         recovered_s = time.monotonic() - began_s
     what = {"kill": "a node is killed", "cut_power": "a node loses its power"}[event]
     figures.add(what, loads, "two replicas again", recovered_s)

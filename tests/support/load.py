@@ -94,9 +94,7 @@ class Load:
             assert time.monotonic() < deadline, (version, self.versions, self.failures)
             time.sleep(0.05)
 
-    def _count(
-        self, client: str, version: str, rows: Array, answer: Array, seconds: float
-    ) -> None:
+    def _count(self, client: str, version: str, rows: Array, answer: Array, seconds: float) -> None:
         right = np.allclose(answer, self._reference(version, rows), rtol=1e-3, atol=1e-4)
         with self._lock:
             if right:

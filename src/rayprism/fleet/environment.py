@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 NODES_FILE = Path("cluster.env")
-"""What every node of a cluster of many needs: `cluster.yaml` reads it on each, before Ray starts."""
+"""What each node of a cluster of many needs; `cluster.yaml` reads it there before Ray starts."""
 
 _PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
@@ -47,6 +47,20 @@ _NODES_TOP = f"""\
 
 _SERVE_FOLDER = Path("/tmp/haproxy-serve")
 """Source: Ray 2.60, serve/_private/constants.py, RAY_SERVE_HAPROXY_CONFIG_FILE_LOC."""
+
+_RETRY_LINES = (
+    # A replica that dies with a request in hand has not answered: another one may.
+    "conn-failure empty-response",
+    # Serve writes the value into HAProxy's `defaults` as it is, and has no variable for these:
+    # only a request that was there as a whole before it went to a replica can go to another one,
+    "option http-buffer-request",
+    # and a node that falls silent is told from a model that takes its time (docs/decisions/0018).
+    "default-server tcp-ut 5s",
+    "option srvtcpka",
+    "srvtcpka-idle 2s",
+    "srvtcpka-intvl 1s",
+    "srvtcpka-cnt 3",
+)
 
 _FORGOTTEN = ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_RAYLET_PID", MARKER_VARIABLE)
 """Variables of another cluster that would lead this one astray."""
@@ -141,8 +155,7 @@ def serve_environment(folder: Path, *, haproxy: bool = True) -> dict[str, str]:
     if haproxy:
         values |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            # A replica that dies with a request in hand has not answered: another one may.
-            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
+            "RAY_SERVE_HAPROXY_RETRY_ON": "\n    ".join(_RETRY_LINES),
             "RAY_SERVE_HAPROXY_RETRIES": "3",
             # Replicas count requests instead of the proxy's manager, to which HAProxy would send a
             # line for each (docs/decisions/0011).

@@ -1,6 +1,6 @@
 """Files for `ray up`: whether Ray takes them, asked without a cloud.
 
-    python -m rayprism.fleet.launcher cluster.yaml cluster-onprem.yaml
+python -m rayprism.fleet.launcher cluster.yaml cluster-onprem.yaml
 """
 
 from __future__ import annotations
