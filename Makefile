@@ -19,6 +19,8 @@ SCENARIO   ?= overhead
 # A network, mounts and processes of their own, which end together; without root, as a root of their own.
 NAMESPACES := unshare --net --mount --pid --fork --kill-child --mount-proc $(if $(filter-out 0,$(shell id -u)),--user --map-root-user)
 
+WORKFLOWS  := .github/workflows/ci.yml examples/model-repository/.github/workflows/model.yml
+
 # What sends requests to a real cluster.
 FLEET_TESTS := tests/serving/test_cluster.py tests/telemetry/test_fleet_metrics.py tests/fleet/test_traffic_cluster.py
 
@@ -26,8 +28,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane test-cluster bench bench-layers bench-yardsticks bench-batch bench-parity \
-	chaos-batch demo-batch monitoring generate pictures clean
+.PHONY: $(shell awk -F ':' '/^[a-z-]+:.*## / {print $$1}' $(MAKEFILE_LIST))
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,7 +97,7 @@ stop: $(VENV)/.demo ## Stop the local cluster and its monitoring
 	$(BIN)/rayprism monitoring down
 	$(BIN)/rayprism down
 
-check: $(VENV)/.dev ## Lint, types, import rules, generated files
+check: $(VENV)/.dev check-kubernetes check-workflows ## Lint, types, import rules, generated files, manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -108,6 +109,13 @@ check: $(VENV)/.dev ## Lint, types, import rules, generated files
 	$(BIN)/python -m rayprism.fleet.environment --check
 	$(BIN)/python -m rayprism.fleet.launcher cluster.yaml cluster-onprem.yaml
 	$(BIN)/python -m bench.readme --check
+
+check-kubernetes: $(VENV)/.dev ## Build the manifests with kustomize, and validate what comes out
+	$(BIN)/python docker/kubernetes/check.py
+
+check-workflows: $(VENV)/.dev ## Validate the workflows for GitHub, and audit them
+	$(BIN)/actionlint $(WORKFLOWS)
+	$(BIN)/zizmor --offline --no-progress --quiet $(WORKFLOWS)
 
 generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards, cluster.env
 	$(BIN)/python -m rayprism.telemetry.page
