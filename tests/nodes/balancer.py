@@ -21,10 +21,17 @@ defaults
     timeout connect 1s
     timeout client 60s
     timeout server 60s
-    # A node that went with a request in hand has not answered: another one may.
+    # A node that went with a request in hand has not answered: another one may, if that is here as a
+    # whole.
     retry-on conn-failure empty-response
+    option http-buffer-request
     retries 3
     option redispatch 1
+    # What was sent to a node that fell silent comes to nothing before clients give up.
+    option srvtcpka
+    srvtcpka-idle 2s
+    srvtcpka-intvl 1s
+    srvtcpka-cnt 3
     default-server inter 500ms fall 2 rise 1
 """
 
@@ -56,7 +63,8 @@ class Balancer:
             lines.append(_SIDE.format(name=name, port=port, protocol=protocol))
             lines += [
                 # gRPC is asked for on the HTTP port, where /-/healthz is.
-                f"    server {address} {address}:{port}{protocol} check port 8000 check-proto h1\n"
+                f"    server {address} {address}:{port}{protocol} check port 8000 check-proto h1 "
+                "tcp-ut 5s\n"
                 for address in addresses
             ]
         config = folder / "balancer.cfg"

@@ -87,6 +87,8 @@ class Cluster:
                 ".ray/auth_token": self._token,
             },
         )
+        (sysctl,) = [line for line in self._file["setup_commands"] if "sysctl" in line]
+        machine.run(sysctl.removeprefix("sudo "))
         self.machines[number] = machine
         return machine
 

@@ -20,6 +20,7 @@ __all__ = [
     "NODES_FILE",
     "cluster_environment",
     "main",
+    "node_variables",
     "nodes_environment",
     "render_nodes_file",
     "serve_environment",
@@ -51,11 +52,11 @@ _SERVE_FOLDER = Path("/tmp/haproxy-serve")
 _RETRY_LINES = (
     # A replica that dies with a request in hand has not answered: another one may.
     "conn-failure empty-response",
-    # Serve writes the value into HAProxy's `defaults` as it is, and has no variable for these:
-    # only a request that was there as a whole before it went to a replica can go to another one,
+    # Serve writes the value into HAProxy's `defaults` as it is, and has no variable for these
+    # (docs/decisions/0017). Only a request that was there as a whole before it went to a replica
+    # can go to another one,
     "option http-buffer-request",
-    # and a node that falls silent is told from a model that takes its time (docs/decisions/0018).
-    "default-server tcp-ut 5s",
+    # and a node that fell silent is told from a model that takes its time.
     "option srvtcpka",
     "srvtcpka-idle 2s",
     "srvtcpka-intvl 1s",
@@ -95,7 +96,9 @@ def cluster_environment(
         environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     if drain_s is not None:
         environment["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = f"{drain_s:g}"
-    for name, value in _defaults(temp_dir, haproxy=haproxy).items():
+    # One node has nowhere to drain to: without this, `down` waits half a minute for nothing.
+    environment.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
+    for name, value in node_variables(temp_dir, haproxy=haproxy).items():
         environment.setdefault(name, value)
     taken: list[int] = []
     for name, default in _PORTS.items():
@@ -113,14 +116,18 @@ def cluster_environment(
     return environment
 
 
-def _defaults(temp_dir: Path, *, haproxy: bool) -> dict[str, str]:
+def node_variables(temp_dir: Path, *, haproxy: bool = True) -> dict[str, str]:
+    """What Ray has to find in its environment on every node, on one machine or on many.
+
+    Args:
+        temp_dir: Ray's folder, `ray start --temp-dir`.
+        haproxy: Whether HAProxy is the proxy.
+    """
     folder = temp_dir / "h"  # short: HAProxy takes paths of sockets up to 97 characters
     values = {
         # Explicit, or Ray decides by whether some other cluster once left a token behind. Then
         # `serve deploy` from another shell would be refused without the same variables.
         "RAY_AUTH_MODE": "disabled",
-        # One node has nowhere to drain to: without this, `down` waits half a minute for nothing.
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         **serve_environment(folder, haproxy=haproxy),
     }
     if haproxy:
@@ -156,7 +163,10 @@ def serve_environment(folder: Path, *, haproxy: bool = True) -> dict[str, str]:
         values |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_RETRY_ON": "\n    ".join(_RETRY_LINES),
+            # As many as connections that fail until a replica counts as down.
             "RAY_SERVE_HAPROXY_RETRIES": "3",
+            # Serve's 5 s, three times, are longer than clients wait.
+            "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "2",
             # Replicas count requests instead of the proxy's manager, to which HAProxy would send a
             # line for each (docs/decisions/0011).
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
