@@ -137,7 +137,7 @@ test-without-lane: $(VENV)/.dev ## The tests of the fleet again, with Serve's ow
 	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH= $(BIN)/python -m pytest $(FLEET_TESTS)
 
 test-cluster: $(VENV)/.dev ## Clusters of many nodes: autoscaling, lost nodes, lost head (needs Linux, ip, redis-server)
-	RAYPRISM_FIGURES=$(FIGURES) $(NAMESPACES) $(BIN)/python -m pytest -m nodes tests/nodes
+	$(NAMESPACES) $(BIN)/python -m pytest -m nodes tests/nodes
 
 bench: $(VENV)/.dev ## Run a scenario: make bench SCENARIO=overhead (needs wrk); python -m bench list
 	$(BIN)/python -m bench run $(SCENARIO)

@@ -16,11 +16,7 @@ __all__ = ["insert", "main"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "bench" / "results"
-_DOCUMENTS = [
-    _ROOT / "README.md",
-    _ROOT / "docs" / "performance.md",
-    _ROOT / "docs" / "many-nodes.md",
-]
+_DOCUMENTS = [_ROOT / "README.md", _ROOT / "docs" / "performance.md"]
 _TARGETS = "targets"
 """The table of all bounds, which no file has."""
 _BLOCK = re.compile(

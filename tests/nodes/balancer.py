@@ -21,8 +21,8 @@ defaults
     timeout connect 1s
     timeout client 60s
     timeout server 60s
-    # A node that went with a request in hand has not answered: another one may, if that is here as a
-    # whole.
+    # A node that went with a request in hand has not answered: another one may, if the whole of the
+    # request is here.
     retry-on conn-failure empty-response
     option http-buffer-request
     retries 3

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,6 @@ from rayprism.models.repository import Repository
 from tests.nodes.machines import connect_network, is_inside
 from tests.support.load import Load
 from tests.support.models import mlp_example, save_mlp
-
-_FIGURES = "RAYPRISM_FIGURES"
-"""Names a file without suffix, for the figures: `.md` for people, `.json` for programs."""
-
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -95,13 +89,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("requests while nodes came and went")
     terminalreporter.write_line(_figures.table())
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    name = os.environ.get(_FIGURES)
-    if name and _figures.found and exitstatus == 0:
-        from bench import machine
-
-        found = {**machine.describe(), "figures": [asdict(figure) for figure in _figures.found]}
-        Path(f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
-        Path(f"{name}.md").write_text(_figures.table())

@@ -64,7 +64,8 @@ def test_head_is_lost(cluster: Cluster, store: dict[str, str], figures: Figures)
         cluster.deploy([tiny(2, user_config={"max_queue_rows": 99})])
         assert cluster.replicas() == replicas
         lost = cluster.workers[0]
-        lost.run("kill -9 $(pgrep -f ray::ServeReplica:tiny)")
+        # Brackets, or the shell would find itself.
+        lost.run("kill -9 $(pgrep -f 'ray::[S]erveReplica:tiny')")
         cluster.wait(lambda: cluster.replicas() != replicas and cluster.is_whole(2))
     figures.add(
         f"the head is away for {_AWAY_S:.0f} s",
