@@ -13,6 +13,7 @@ from tests.nodes.machines import connect_network, is_inside
 from tests.support.load import Load
 from tests.support.models import mlp_example, save_mlp
 
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """What one event did to clients."""
