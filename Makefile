@@ -17,7 +17,9 @@ DEMO_JOB   := --set input.uri=$(DEMO_DIR)/flights --set output.uri=$(DEMO_DIR)/p
 SCENARIO   ?= overhead
 
 # A network, mounts and processes of their own, which end together; without root, as a root of their own.
-NAMESPACES := unshare --net --mount --pid --fork --kill-child --mount-proc $(if $(filter-out 0,$(shell id -u)),--user --map-root-user)
+UNSHARE    := $(shell command -v unshare)
+NAMESPACES := $(if $(UNSHARE),$(UNSHARE) --net --mount --pid --fork --kill-child --mount-proc \
+	$(if $(filter-out 0,$(shell id -u)),--user --map-root-user))
 
 WORKFLOWS  := .github/workflows/ci.yml examples/model-repository/.github/workflows/model.yml
 

@@ -55,6 +55,33 @@ def test_a_wrong_file_is_refused(
     assert told in error
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_everything_is_installed_into_the_venv(name: str) -> None:
+    """Ray's defaults for a provider, which are merged in, install beside it."""
+    config = prepare_cluster(ROOT / name)
+    lists = [config["head_setup_commands"], config["worker_setup_commands"]]
+    lists += [
+        kind["worker_setup_commands"]
+        for kind in config["available_node_types"].values()
+        if "worker_setup_commands" in kind
+    ]
+    for commands in lists:
+        installs = [command for command in commands if "pip install" in command]
+        assert installs
+        assert all("~/venv/bin/pip install" in command for command in installs)
+
+
+def test_every_node_gives_up_a_silent_one() -> None:
+    config = prepare_cluster(ROOT / "cluster.yaml")
+    gpu = config["available_node_types"]["gpu"]
+    for commands in (
+        config["head_setup_commands"],
+        config["worker_setup_commands"],
+        gpu["worker_setup_commands"],
+    ):
+        assert "sudo sysctl -qw net.ipv4.tcp_retries2=5" in commands
+
+
 def test_no_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_files([]) == 2
     assert check_files([str(tmp_path / "absent.yaml")]) == 1

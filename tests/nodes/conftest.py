@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def figures() -> Figures:
 @pytest.fixture(scope="session", autouse=True)
 def network() -> None:
     if not is_inside():
-        pytest.skip("needs namespaces of its own: make test-cluster")
+        pytest.skip("needs namespaces of its own (unshare, of util-linux): make test-cluster")
+    if shutil.which("ip") is None:
+        pytest.skip("needs ip (apt install iproute2)")
     connect_network()
 
 
