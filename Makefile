@@ -17,6 +17,11 @@ DEMO_JOB   := --set input.uri=$(DEMO_DIR)/flights --set output.uri=$(DEMO_DIR)/p
 
 SCENARIO   ?= overhead
 
+# A network, mounts and processes of their own, which end together; without root, as a root of their own.
+UNSHARE    := $(shell command -v unshare)
+NAMESPACES := $(if $(UNSHARE),$(UNSHARE) --net --mount --pid --fork --kill-child --mount-proc \
+	$(if $(filter-out 0,$(shell id -u)),--user --map-root-user))
+
 WORKFLOWS  := .github/workflows/ci.yml examples/model-repository/.github/workflows/model.yml
 
 # What sends requests to a real cluster.
@@ -121,6 +126,8 @@ check: $(VENV)/.dev check-containers check-kubernetes check-workflows ## Lint, t
 	$(BIN)/python -m rayprism.telemetry.page --check
 	$(BIN)/python -m rayprism.telemetry.rules --check
 	$(BIN)/python -m rayprism.telemetry.dashboards.build --check
+	$(BIN)/python -m rayprism.fleet.environment --check
+	$(BIN)/python -m rayprism.fleet.launcher cluster.yaml cluster-onprem.yaml
 	$(BIN)/python -m bench.readme --check
 
 check-containers: $(VENV)/.dev ## Lint the Dockerfile and its scripts, validate the compose files (apt install docker-compose)
@@ -133,10 +140,11 @@ check-workflows: $(VENV)/.dev ## Validate the workflows for GitHub, and audit th
 	$(BIN)/actionlint $(WORKFLOWS)
 	$(BIN)/zizmor --offline --no-progress --quiet $(WORKFLOWS)
 
-generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards
+generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards, cluster.env
 	$(BIN)/python -m rayprism.telemetry.page
 	$(BIN)/python -m rayprism.telemetry.rules
 	$(BIN)/python -m rayprism.telemetry.dashboards.build
+	$(BIN)/python -m rayprism.fleet.environment
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
@@ -146,10 +154,13 @@ test: test-unit ## Every test, with a real Ray cluster
 	$(BIN)/python -m pytest -m "cluster or e2e"
 
 test-unit: $(VENV)/.dev ## The tests that start no Ray
-	$(BIN)/python -m pytest -m "not cluster and not e2e" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not cluster and not e2e and not nodes" -n 2 --dist loadfile
 
 test-without-lane: $(VENV)/.dev ## The tests of the fleet again, with Serve's own handling of every request
 	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH= $(BIN)/python -m pytest $(FLEET_TESTS)
+
+test-cluster: $(VENV)/.dev ## Clusters of many nodes: autoscaling, lost nodes, lost head (needs Linux, ip, redis-server)
+	$(NAMESPACES) $(BIN)/python -m pytest -m nodes tests/nodes
 
 bench: $(VENV)/.dev ## Run a scenario: make bench SCENARIO=overhead (needs wrk); python -m bench list
 	$(BIN)/python -m bench run $(SCENARIO)

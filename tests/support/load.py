@@ -59,6 +59,8 @@ class Load:
         self.by_client: Counter[str] = Counter()
         """Answers, by kind of client."""
         self.failures: Counter[str] = Counter()
+        self.slowest_s = 0.0
+        """How long the slowest request took that was answered as it should be."""
 
     @property
     def answered(self) -> int:
@@ -92,16 +94,18 @@ class Load:
             assert time.monotonic() < deadline, (version, self.versions, self.failures)
             time.sleep(0.05)
 
-    def _count(self, client: str, version: str, rows: Array, answer: Array) -> None:
+    def _count(self, client: str, version: str, rows: Array, answer: Array, seconds: float) -> None:
         right = np.allclose(answer, self._reference(version, rows), rtol=1e-3, atol=1e-4)
         with self._lock:
             if right:
+                self.slowest_s = max(self.slowest_s, seconds)
                 self.versions[version] += 1
                 self.by_client[client] += 1
             else:
                 self.failures[f"{client}: wrong answer of version {version}"] += 1
 
     def _fail(self, client: str, what: object) -> None:
+        import sys; print("FAIL", time.strftime("%H:%M:%S"), time.time(), self._path, client, repr(what)[:100], file=sys.stderr)  # DEBUG
         with self._lock:
             self.failures[f"{client}: {what}"] += 1
 
@@ -114,7 +118,8 @@ class Load:
         if answer.headers.get("x-rayprism-version") != version:
             self._fail(client, f"header {answer.headers.get('x-rayprism-version')}, {version}")
             return
-        self._count(client, version, rows, np.reshape(document["outputs"][0]["data"], (-1, 3)))
+        values = np.reshape(document["outputs"][0]["data"], (-1, 3))
+        self._count(client, version, rows, values, answer.elapsed.total_seconds())
 
     def _closed_http(self) -> None:
         generator = np.random.default_rng(threading.get_ident())
@@ -134,6 +139,7 @@ class Load:
                 rows = generator.standard_normal((1, 4)).astype(np.float32)
                 sent = triton_grpc.InferInput("x", [1, 4], "FP32")
                 sent.set_data_from_numpy(rows)
+                began_s = time.monotonic()
                 try:
                     result = client.infer(
                         self._model,
@@ -145,7 +151,8 @@ class Load:
                     self._fail("grpc", error)
                 else:
                     version = result.get_response().model_version
-                    self._count("grpc", version, rows, result.as_numpy("y"))
+                    seconds = time.monotonic() - began_s
+                    self._count("grpc", version, rows, result.as_numpy("y"), seconds)
         finally:
             client.close()
 

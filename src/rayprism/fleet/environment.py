@@ -23,6 +23,20 @@ _PORTS = {
 Source: Ray 2.60, serve/_private/constants.py.
 """
 
+_RETRY_LINES = (
+    # A replica that dies with a request in hand has not answered: another one may.
+    "conn-failure empty-response",
+    # Serve writes the value into HAProxy's `defaults` as it is, and has no variable for these
+    # (docs/decisions/0017). Only a request that was there as a whole before it went to a replica
+    # can go to another one,
+    "option http-buffer-request",
+    # and a node that fell silent is told from a model that takes its time.
+    "option srvtcpka",
+    "srvtcpka-idle 2s",
+    "srvtcpka-intvl 1s",
+    "srvtcpka-cnt 3",
+)
+
 _FORGOTTEN = ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_RAYLET_PID", MARKER_VARIABLE)
 """Variables of another cluster that would lead this one astray."""
 
@@ -83,6 +97,7 @@ def node_variables(temp_dir: Path, *, haproxy: bool = True) -> dict[str, str]:
         temp_dir: Ray's folder, `ray start --temp-dir`.
         haproxy: Whether HAProxy is the proxy.
     """
+    folder = temp_dir / "h"  # short: HAProxy takes paths of sockets up to 97 characters
     values = {
         # Explicit, or Ray decides by whether some other cluster once left a token behind. Then
         # `serve deploy` from another shell would be refused without the same variables.
@@ -96,13 +111,17 @@ def node_variables(temp_dir: Path, *, haproxy: bool = True) -> dict[str, str]:
         "RAY_worker_niceness": "0",
     }
     if haproxy:
-        folder = temp_dir / "h"  # short: HAProxy takes paths of sockets up to 97 characters
         values |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
-            # A replica that dies with a request in hand has not answered: another one may.
-            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+            "RAY_SERVE_HAPROXY_RETRY_ON": "\n    ".join(_RETRY_LINES),
+            # As many as connections that fail until a replica counts as down.
             "RAY_SERVE_HAPROXY_RETRIES": "3",
+            # Serve's 5 s, three times, are longer than clients wait.
+            "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "2",
+            # A new head takes proxies that answer for broken ones, and starts them again, if they do
+            # not call themselves ready three times. They wait for the proxy of the head itself.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
             # Replicas count requests instead of the proxy's manager, to which HAProxy would send a
             # line for each (docs/decisions/0011).
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
