@@ -126,7 +126,6 @@ check: $(VENV)/.dev check-containers check-kubernetes check-workflows ## Lint, t
 	$(BIN)/python -m rayprism.telemetry.page --check
 	$(BIN)/python -m rayprism.telemetry.rules --check
 	$(BIN)/python -m rayprism.telemetry.dashboards.build --check
-	$(BIN)/python -m rayprism.fleet.environment --check
 	$(BIN)/python -m rayprism.fleet.launcher cluster.yaml cluster-onprem.yaml
 	$(BIN)/python -m bench.readme --check
 
@@ -140,11 +139,10 @@ check-workflows: $(VENV)/.dev ## Validate the workflows for GitHub, and audit th
 	$(BIN)/actionlint $(WORKFLOWS)
 	$(BIN)/zizmor --offline --no-progress --quiet $(WORKFLOWS)
 
-generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards, cluster.env
+generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards
 	$(BIN)/python -m rayprism.telemetry.page
 	$(BIN)/python -m rayprism.telemetry.rules
 	$(BIN)/python -m rayprism.telemetry.dashboards.build
-	$(BIN)/python -m rayprism.fleet.environment
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from rayprism.fleet.environment import (
-    NODES_FILE,
-    cluster_environment,
-    main,
-    nodes_environment,
-    render_nodes_file,
-)
+from rayprism.fleet.environment import node_variables
 from rayprism.fleet.launcher import main as check_files
 from rayprism.fleet.launcher import prepare_cluster
 
@@ -123,31 +118,37 @@ def test_ray_starts_with_the_environment_that_serve_needs(
 ) -> None:
     """The command itself is run, with a `ray` that tells what it was given."""
     seen = run_start(read(name)[key], tmp_path)
-    wanted = nodes_environment() | {"RAYPRISM_REPOSITORY": "/mnt/models"}
+    wanted = node_variables(Path("/tmp/ray")) | {
+        # Whoever reaches a port of Ray's may run code on it.
+        "RAY_AUTH_MODE": "token",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
+        "RAYPRISM_REPOSITORY": "/mnt/models",
+    }
     assert {key: seen.get(key) for key in wanted} == wanted
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("key", START)
-def test_ray_does_not_start_without_it(name: str, key: str, tmp_path: Path) -> None:
-    assert run_start(read(name)[key], tmp_path, with_file=False) == {}
-
-
-def run_start(commands: list[str], home: Path, *, with_file: bool = True) -> dict[str, str]:
-    """What `ray start` finds in its environment; empty where it was not started."""
+def run_start(commands: list[str], home: Path) -> dict[str, str]:
+    """What `ray start` finds in its environment."""
     told = home / "told"
-    ray = home / "venv/bin/ray"
-    ray.parent.mkdir(parents=True)
-    ray.write_text(f'#!/bin/sh\ntest "$1" = stop || env -0 > {told}\n')
-    ray.chmod(0o755)
-    (home / "rayprism").mkdir()
-    if with_file:
-        (home / "rayprism" / NODES_FILE.name).write_bytes((ROOT / NODES_FILE).read_bytes())
-    environment = {"HOME": str(home), "PATH": os.defpath, "RAY_HEAD_IP": "10.0.0.1"}
+    programs = home / "venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "ray").write_text(f'#!/bin/sh\ntest "$1" = stop || env -0 > {told}\n')
+    # With this folder's `ray` beside it, as in a venv.
+    run = "from rayprism.cli.main import main; raise SystemExit(main())"
+    (programs / "rayprism").write_text(
+        f"#!{sys.executable}\nimport sys; sys.executable = {str(programs / 'python')!r}; {run}\n"
+    )
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    environment = {
+        "HOME": str(home),
+        "PATH": os.defpath,
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "RAY_HEAD_IP": "10.0.0.1",
+    }
     for command in commands:
         subprocess.run(["bash", "-c", command], env=environment, capture_output=True, timeout=30)
-    lines = told.read_text().split("\0") if told.exists() else []
-    return dict(line.split("=", 1) for line in lines if line)
+    return dict(line.split("=", 1) for line in told.read_text().split("\0") if line)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -155,7 +156,7 @@ def test_what_is_mounted_is_there(name: str) -> None:
     mounts = read(name)["file_mounts"]
     sources = [source for source in mounts.values() if not source.startswith("~")]
     assert all((ROOT / source).exists() for source in sources)
-    assert {"cluster.env", "src", "constraints.txt"} <= set(sources)
+    assert {"src", "constraints.txt"} <= set(sources)
     # Without the token the nodes could not join each other.
     assert mounts["~/.ray/auth_token"] == "~/.ray/auth_token"
 
@@ -163,33 +164,7 @@ def test_what_is_mounted_is_there(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_both_start_ray_in_the_same_way(name: str) -> None:
     def plain(command: str) -> str:
-        return command.replace("--num-cpus=0 ", "")
+        return command.replace("--num-cpus=0 ", "").replace(" RAY_enable_autoscaler_v2=0", "")
 
     for key in START:
         assert [plain(line) for line in read(name)[key]] == read("cluster.yaml")[key]
-
-
-def test_environment_file_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    assert main(["--check"]) == 0
-    assert main(["--else"]) == 2
-
-
-def test_environment_file_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["--check"]) == 1
-    assert main([]) == 0
-    assert main(["--check"]) == 0
-    assert NODES_FILE.read_text() == render_nodes_file()
-    NODES_FILE.write_text("RAY_AUTH_MODE=disabled\n")
-    assert main(["--check"]) == 1
-
-
-def test_a_laptop_and_a_cluster_differ_only_where_they_must(tmp_path: Path) -> None:
-    one = cluster_environment("id", tmp_path, None, base={})
-    many = nodes_environment()
-    assert {name for name in many if one.get(name) != many[name]} == {
-        "RAY_AUTH_MODE",
-        "RAY_SERVE_HAPROXY_LOG_TARGET",
-        "RAY_gcs_rpc_server_reconnect_timeout_s",
-    }

@@ -83,7 +83,6 @@ class Cluster:
             mounts={_MODELS: self._models, **self._mounts},
             home={
                 "venv": Path(sys.prefix),
-                "rayprism/cluster.env": _ROOT / "cluster.env",
                 ".ray/auth_token": self._token,
             },
         )
@@ -194,7 +193,7 @@ class Cluster:
 
     def ray(self, script: str, timeout_s: float = 60) -> str:
         """Runs a command of Ray's on the head."""
-        command = f"set -a && . ~/rayprism/cluster.env && set +a && ~/venv/bin/{script}"
+        command = f"RAY_AUTH_MODE=token ~/venv/bin/{script}"
         return self.head.run(command, timeout_s=timeout_s)
 
     def nodes(self) -> dict[str, str]:

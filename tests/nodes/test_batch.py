@@ -67,7 +67,7 @@ def write_job(shared: Path, name: str) -> None:
 
 def start_job(cluster: Cluster, name: str) -> subprocess.Popen[str]:
     script = (
-        "set -a && . ~/rayprism/cluster.env && RAYPRISM_REPOSITORY=/mnt/models && set +a && "
+        "export RAY_AUTH_MODE=token RAYPRISM_REPOSITORY=/mnt/models; "
         f"RAY_ADDRESS={cluster.head.address}:6379 exec {HOME}/venv/bin/python "
         f"{_ROOT}/batch/predict.py /mnt/data/{name}.yaml"
     )

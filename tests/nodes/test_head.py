@@ -52,25 +52,20 @@ def cluster(tmp_path: Path, models: Path, store: dict[str, str]) -> Iterator[Clu
 def test_head_is_lost(cluster: Cluster, store: dict[str, str], figures: Figures) -> None:
     replicas = cluster.replicas()
     with clients(*(front(worker) for worker in cluster.workers)) as loads:
-        print("STEP", time.time(), 'cluster.head.kill()')
         cluster.head.kill()
         time.sleep(_AWAY_S)
         for load in loads:
             load.wait_for(100)
         began_s = time.monotonic()
-        print("STEP", time.time(), 'cluster.start_head(*')
         cluster.start_head(**store)
         cluster.wait(lambda: cluster.replicas() == replicas and cluster.is_whole(2), 150)
         recovered_s = time.monotonic() - began_s
         # It rules again: a change reaches the replicas, and one that dies is replaced.
-        print("STEP", time.time(), 'cluster.deploy([tiny')
         cluster.deploy([tiny(2, user_config={"max_queue_rows": 99})])
         assert cluster.replicas() == replicas
         lost = cluster.workers[0]
         # Brackets, or the shell would find itself.
-        print("STEP", time.time(), 'lost.run(')
         lost.run("kill -9 $(pgrep -f 'ray::[S]erveReplica:tiny')")
-        print("STEP", time.time(), 'cluster.wait(lambda:')
         cluster.wait(lambda: cluster.replicas() != replicas and cluster.is_whole(2))
     figures.add(
         f"the head is away for {_AWAY_S:.0f} s",

@@ -37,7 +37,7 @@ PermitRootLogin prohibit-password
 StrictModes no
 UsePAM no
 PidFile none
-SetEnv HOME={HOME} PYTHONPATH={os.environ.get("PYTHONPATH", "")}
+SetEnv PYTHONPATH={os.environ.get("PYTHONPATH", "")}
 """
 
 _SERVE = """\
@@ -72,7 +72,11 @@ def machines(tmp_path: Path, models: Path) -> Iterator[list[Machine]]:
     try:
         for machine in machines:
             machine.write("sshd_config", _SSHD_CONFIG)
+            # ssh finds the home there, whatever the environment says.
+            passwd = Path("/etc/passwd").read_text().replace(":/root:", f":{HOME}:")
+            machine.write("passwd", passwd)
             machine.run(
+                "mount --bind ~/passwd /etc/passwd && "
                 f"chmod 600 ~/host_key && mount -t tmpfs tmpfs /run && mkdir /run/sshd && "
                 f"{_SSHD} -f {HOME}/sshd_config"
             )

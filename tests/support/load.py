@@ -105,7 +105,6 @@ class Load:
                 self.failures[f"{client}: wrong answer of version {version}"] += 1
 
     def _fail(self, client: str, what: object) -> None:
-        import sys; print("FAIL", time.strftime("%H:%M:%S"), time.time(), self._path, client, repr(what)[:100], file=sys.stderr)  # DEBUG
         with self._lock:
             self.failures[f"{client}: {what}"] += 1
 

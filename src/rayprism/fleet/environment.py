@@ -119,8 +119,8 @@ def node_variables(temp_dir: Path, *, haproxy: bool = True) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_RETRIES": "3",
             # Serve's 5 s, three times, are longer than clients wait.
             "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "2",
-            # A new head takes proxies that answer for broken ones, and starts them again, if they do
-            # not call themselves ready three times. They wait for the proxy of the head itself.
+            # A new head starts proxies again that do not call themselves ready three times, also
+            # where they answer. They wait for the proxy of the head itself.
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
             # Replicas count requests instead of the proxy's manager, to which HAProxy would send a
             # line for each (docs/decisions/0011).
