@@ -23,7 +23,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane bench bench-layers bench-yardsticks bench-batch bench-parity \
+.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane test-gpu bench bench-gpu bench-layers bench-yardsticks bench-batch bench-parity \
 	chaos-batch demo-batch monitoring generate pictures clean
 
 help: ## Show the targets
@@ -121,6 +121,18 @@ test-unit: $(VENV)/.dev ## The tests that start no Ray
 
 test-without-lane: $(VENV)/.dev ## The tests of the fleet again, with Serve's own handling of every request
 	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH= $(BIN)/python -m pytest $(FLEET_TESTS)
+
+$(VENV)/.gpu: $(VENV)/.dev
+	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]' nvidia-ml-py
+	@touch $@
+
+test-gpu: $(VENV)/.gpu ## The tests that need an NVIDIA GPU: make test-gpu VENV=.venv-gpu
+	$(BIN)/python -m tests.support.cuda
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+bench-gpu: $(VENV)/.gpu ## The scenario for GPUs: make bench-gpu VENV=.venv-gpu
+	$(BIN)/python -m bench run gpu
 
 bench: $(VENV)/.dev ## Run a scenario: make bench SCENARIO=overhead (needs wrk); python -m bench list
 	$(BIN)/python -m bench run $(SCENARIO)

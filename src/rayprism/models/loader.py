@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,7 @@ from rayprism.errors import (
     GoldenMismatch,
     LoadFailed,
     ModelFailed,
+    OutOfMemory,
     RayprismError,
 )
 from rayprism.models.batches import (
@@ -38,10 +41,19 @@ from rayprism.models.batches import (
     resize_rows,
     run_fixed,
 )
+from rayprism.models.engines import building, engine_folder
+from rayprism.models.gpu import Device, Gpu, GpuFacts, memory_limit, read_gpu
 from rayprism.models.manifest import Batching, Manifest
+from rayprism.models.memory import free_cached_memory, out_of_memory
 from rayprism.models.python import Processor
 from rayprism.models.repository import ModelVersion
-from rayprism.models.runtime import Device, Runtime, RuntimeSettings, Signature, open_runtime
+from rayprism.models.runtime import (
+    Runtime,
+    RuntimeSettings,
+    Signature,
+    merge_options,
+    open_runtime,
+)
 
 __all__ = [
     "LoadedModel",
@@ -54,8 +66,11 @@ __all__ = [
 # What the largest batch of the warm-up may take. A replica that is needed is needed soon, and a
 # model so slow that this cuts its batch is never run on the event loop, whatever was measured.
 _WARM_UP_LIMIT_S = 0.05
-# A run shorter than this is measured twice.
+# A run shorter than this is measured twice. On a GPU every one is: the first may compile.
 _MEASURE_ONCE_S = 0.5
+# On a GPU, whose time hardly grows with the rows, the largest batch is run unless one row takes
+# longer than this.
+_ONE_ROW_LIMIT_S = 1.0
 
 
 class Preprocessing:
@@ -108,7 +123,9 @@ class LoadedModel(Preprocessing):
     """A version that is ready to run. Made by `load_model`.
 
     Attributes:
-        device: Where it runs: `cpu` or `cuda:0`.
+        device: Where it runs: `cpu`, or `cuda:` and CUDA's number of the GPU.
+        gpu: What the driver says of that GPU; None on the CPU.
+        gpu_limit_bytes: What the engine may take of its memory; None: all that there is.
         load_s: Seconds by step: verify, open, warm_up, golden.
         measured_run_s: Seconds of one run of the largest batch that was warmed up.
         measured_rows: The rows of that batch.
@@ -120,6 +137,8 @@ class LoadedModel(Preprocessing):
     ) -> None:
         super().__init__(version, processor)
         self.device = runtime.device
+        self.gpu: GpuFacts | None = None
+        self.gpu_limit_bytes: int | None = None
         self.load_s: dict[str, float] = {}
         self.measured_run_s = 0.0
         self.measured_rows = 0
@@ -143,11 +162,20 @@ class LoadedModel(Preprocessing):
 
         Raises:
             ModelFailed: An output is missing, of another datatype, or has another number of rows.
-            Exception: Whatever the model raised.
+            OutOfMemory: The batch does not fit into the memory of the device.
+            Exception: Whatever else the model raised.
         """
-        if self._fixed_rows is None:
-            return self._run(batch)
-        return run_fixed(self._run, batch, self._fixed_rows)
+        try:
+            if self._fixed_rows is None:
+                return self._run(batch)
+            return run_fixed(self._run, batch, self._fixed_rows)
+        except Exception as error:
+            told = out_of_memory(error)
+            if told is None:
+                raise
+        # Not in the handler: the error holds the frames of the run, and they its tensors.
+        free_cached_memory()
+        raise OutOfMemory(f"{self._name}: out of memory on {self.device}: {told}")
 
     def _run(self, batch: Tensors) -> Tensors:
         outputs = self._runtime.run(batch)
@@ -197,6 +225,8 @@ def load_model(
     allow_code: bool = False,
     threads: int = 1,
     device: Device = "auto",
+    gpu: Gpu | None = None,
+    options: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> LoadedModel:
     """Loads a version and proves it.
@@ -206,6 +236,8 @@ def load_model(
         allow_code: Whether code in the version's folder may run.
         threads: Threads of one run.
         device: `auto` takes a GPU where CUDA_VISIBLE_DEVICES names one.
+        gpu: Which one, and how much of it; by default the first that is visible, as a whole.
+        options: The operator's, laid over the manifest's.
         check: Whether the golden example is run. The digests are checked in any case.
 
     Raises:
@@ -220,20 +252,52 @@ def load_model(
     with _timed(load_s, "verify"):
         version.verify()
     check_code_allowed(manifest.runs_code, allow_code, f"{manifest.model} {manifest.version}")
-    with _timed(load_s, "open"), _no_collection():
-        model = _open(version, RuntimeSettings(threads, device, manifest.options, allow_code))
-    try:
-        example = _example(model)
-        with _timed(load_s, "warm_up"):
-            _warm_up(model, example)
-        if check:
-            with _timed(load_s, "golden"):
-                _check_golden(model, example)
-    except BaseException:
-        model.close()
-        raise
+    settings = _settings(version.manifest, allow_code, threads, device, gpu or Gpu(), options or {})
+    with ExitStack() as stack:
+        if settings.engines is not None:
+            stack.enter_context(building(settings.engines))
+        with _timed(load_s, "open"), _no_collection():
+            model = _open(version, settings)
+        try:
+            example = _example(model)
+            with _timed(load_s, "warm_up"), _room_asked_for(model):
+                _warm_up(model, example)
+            if check:
+                with _timed(load_s, "golden"):
+                    _check_golden(model, example)
+        except BaseException:
+            model.close()
+            raise
     model.load_s = load_s
     return model
+
+
+def _settings(
+    manifest: Manifest,
+    allow_code: bool,
+    threads: int,
+    device: Device,
+    gpu: Gpu,
+    options: Mapping[str, Any],
+) -> RuntimeSettings:
+    merged = merge_options(manifest.options, options)
+    settings = RuntimeSettings(
+        threads,
+        device,
+        merged,
+        allow_code,
+        gpu=gpu,
+        most_rows=manifest.batching.max_rows if manifest.batching.batched else None,
+    )
+    onnx = merged.get("onnx")
+    builds = isinstance(onnx, Mapping) and onnx.get("provider") == "tensorrt"
+    if manifest.runtime == "onnx" and builds and settings.wants_gpu:
+        try:
+            settings = replace(settings, engines=engine_folder(manifest, read_gpu(gpu.index)))
+        except LoadFailed:
+            if device == "cuda":
+                raise
+    return settings
 
 
 def check_code_allowed(runs_code: bool, allow_code: bool, what: str) -> None:
@@ -254,6 +318,20 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - started
+
+
+@contextmanager
+def _room_asked_for(model: LoadedModel) -> Iterator[None]:
+    """Tells what to do where not even one row, or a shape of the manifest, fits into memory."""
+    try:
+        yield
+    except OutOfMemory as error:
+        limit = model.gpu_limit_bytes
+        told = "" if limit is None else f", of which it may use {limit / 1024**2:,.0f} MiB"
+        raise LoadFailed(
+            f"{error}; this was while warming up{told}. Mend: give it more memory, on a GPU more "
+            "of that (num_gpus); or make its rows, or the manifest's warmup, smaller"
+        ) from error
 
 
 @contextmanager
@@ -292,7 +370,12 @@ def _open(version: ModelVersion, settings: RuntimeSettings) -> LoadedModel:
             f"{manifest.model} {manifest.version}: {manifest.file} is not what the manifest says: "
             f"{'; '.join(problems)}. Mend: push the model again"
         )
-    return LoadedModel(version, runtime, processor)
+    model = LoadedModel(version, runtime, processor)
+    if model.device != "cpu":
+        with suppress(LoadFailed):
+            model.gpu = read_gpu(settings.gpu.index)
+            model.gpu_limit_bytes = memory_limit(model.gpu.total_bytes, settings.gpu.share)
+    return model
 
 
 def _processor(version: ModelVersion) -> Processor | None:
@@ -373,16 +456,22 @@ def _warm_up(model: LoadedModel, example: Tensors) -> None:
     The data are the golden example's, repeated: values that the model is known to take.
     """
     batching = model.manifest.batching
+    on_gpu = model.device != "cpu"
     if not batching.batched:
         taken_s, rows = _timed_run(model, example), 1
     else:
         rows = 1 if model._fixed_rows is None else model._fixed_rows
         taken_s = _timed_run(model, resize_rows(example, rows))
         wanted = max(_most_rows(batching, example), rows)
-        soon_done = min(wanted, int(rows * _WARM_UP_LIMIT_S / taken_s))
+        if on_gpu:
+            soon_done = wanted if taken_s < _ONE_ROW_LIMIT_S else rows
+        else:
+            soon_done = min(wanted, int(rows * _WARM_UP_LIMIT_S / taken_s))
         if soon_done > rows:
-            rows = soon_done
-            taken_s = _timed_run(model, resize_rows(example, rows))
+            least = rows
+            taken_s, rows = _largest_run(model, example, least, soon_done, taken_s)
+            if on_gpu:
+                _run_between(model, example, least, rows)
         if rows < wanted:
             model.notes = (
                 f"warmed up with {rows} of at most {wanted} rows, which took {taken_s:.3g} s",
@@ -390,6 +479,33 @@ def _warm_up(model: LoadedModel, example: Tensors) -> None:
     model.measured_rows, model.measured_run_s = rows, taken_s
     for shapes in model.manifest.warmup:
         _one_run(model, {name: np.resize(example[name], shape) for name, shape in shapes.items()})
+
+
+def _largest_run(
+    model: LoadedModel, example: Tensors, least: int, most: int, least_s: float
+) -> tuple[float, int]:
+    """Runs the most rows that fit into memory; gives seconds and rows.
+
+    What fits is found under load, too (`rayprism.core.memory`); here it only has to be warm.
+    """
+    rows = most
+    while rows > least:
+        try:
+            return _timed_run(model, resize_rows(example, rows)), rows
+        except OutOfMemory:
+            rows //= 2
+    return least_s, least
+
+
+def _run_between(model: LoadedModel, example: Tensors, least: int, most: int) -> None:
+    """Sizes between: for each a GPU may have a kernel to load, or an algorithm to look for.
+
+    After the largest one, so that TensorRT has built for all of them.
+    """
+    rows = 2 * least
+    while rows < most:
+        _one_run(model, resize_rows(example, rows))
+        rows *= 2
 
 
 def _most_rows(batching: Batching, example: Tensors) -> int:
@@ -404,13 +520,17 @@ def _timed_run(model: LoadedModel, batch: Tensors) -> float:
     What the first run pays once must not be taken for the model's speed.
     """
     first_s = _one_run(model, batch)
-    return min(first_s, _one_run(model, batch)) if first_s < _MEASURE_ONCE_S else first_s
+    if first_s >= _MEASURE_ONCE_S and model.device == "cpu":
+        return first_s
+    return min(first_s, _one_run(model, batch))
 
 
 def _one_run(model: LoadedModel, batch: Tensors) -> float:
     started = time.perf_counter()
     try:
         model.run(batch)
+    except OutOfMemory:
+        raise
     except Exception as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
         hint = ""
