@@ -188,4 +188,3 @@ def _shown(application: Mapping[str, Any]) -> dict[str, Any]:
 def enough_cpus(wanted: float) -> int:
     """Logical CPUs of a cluster: twice what replicas take, since new ones start beside old ones."""
     return max(_LEAST_CPUS, round(2 * wanted + 0.5))
-

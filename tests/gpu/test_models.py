@@ -62,7 +62,11 @@ def push_mlp(repository: Repository, folder: Path, form: str, **more: Any) -> Mo
 
 def load(version: ModelVersion, gpu: Gpu | None = None, **options: Any) -> LoadedModel:
     return load_model(
-        version, allow_code=True, device="cuda", gpu=gpu, options={version.manifest.runtime: options}
+        version,
+        allow_code=True,
+        device="cuda",
+        gpu=gpu,
+        options={version.manifest.runtime: options},
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from rayprism.core.tensors import Datatype, Tensors, TensorSpec
 from rayprism.errors import GoldenMismatch, LoadFailed, ModelFailed
-from rayprism.models import loader
+from rayprism.models import loader, warm_up
 from rayprism.models.engines import CACHE_VARIABLE, engine_folder
 from rayprism.models.gpu import Gpu, GpuFacts
 from rayprism.models.loader import LoadedModel, load_model
@@ -69,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> dict[str, floa
         first_s = taken["first_s"] if len(recorder.rows) == 1 else 0.0
         return first_s + taken["row_s"] * recorder.rows[-1]
 
-    monkeypatch.setattr(loader, "_one_run", one_run)
+    monkeypatch.setattr(warm_up, "_one_run", one_run)
     return taken
 
 
@@ -275,7 +275,9 @@ def test_without_tensorrt_there_is_no_cache(
     assert not with_gpu.exists()
 
 
-def test_engines_that_others_could_change_are_not_read(version: ModelVersion, with_gpu: Path) -> None:
+def test_engines_that_others_could_change_are_not_read(
+    version: ModelVersion, with_gpu: Path
+) -> None:
     folder = engine_folder(version.manifest, FACTS)
     folder.parent.chmod(0o770)
     with pytest.raises(LoadFailed, match=r"others can write there.*chmod go-w"):

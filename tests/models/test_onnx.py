@@ -317,7 +317,7 @@ def test_the_device_is_the_one_that_the_session_got(
         "InferenceSession",
         lambda path, options, **_: real(path, options, providers=["CPUExecutionProvider"]),
     )
-    with pytest.raises(LoadFailed, match="asked for with CUDA.*, and onnxruntime runs this model"):
+    with pytest.raises(LoadFailed, match=r"asked for with CUDA.*, and onnxruntime runs this model"):
         open_onnx(mlp_onnx, device="cuda")
 
 

@@ -1,7 +1,7 @@
 """ONNX Runtime on a GPU, as far as it can be seen without one.
 
-What the providers are told is looked at in the arguments; binding is done for real, on the CPU. That
-a GPU answers the same is in tests/gpu.
+What the providers are told is looked at in the arguments; binding is done for real, on the CPU.
+That a GPU answers the same is in tests/gpu.
 """
 
 from __future__ import annotations

@@ -482,7 +482,10 @@ def test_a_fixed_batch_is_padded(repository: Repository, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"threads": 2}, r"options\.torch: unknown key 'threads', allowed: autocast, compile, tf32"),
+        (
+            {"threads": 2},
+            r"options\.torch: unknown key 'threads', allowed: autocast, compile, tf32",
+        ),
         ({"compile": "fast"}, r"options\.torch\.compile: got 'fast', allowed: False, 'default'"),
         ({"autocast": "float64"}, r"options\.torch\.autocast: got 'float64'"),
     ],

@@ -83,7 +83,9 @@ def test_outputs_of_any_layout_come_back() -> None:
 
 def test_autocast_computes_in_less_and_answers_in_the_manifest_s_datatypes() -> None:
     there = gpu(autocast="bfloat16")
-    there.expect([TensorSpec("y", Datatype.FP32, (-1, 3)), TensorSpec("top", Datatype.INT64, (-1,))])
+    there.expect(
+        [TensorSpec("y", Datatype.FP32, (-1, 3)), TensorSpec("top", Datatype.INT64, (-1,))]
+    )
     weights = torch.randn(4, 3)
     x = example_rows(5)
     with torch.inference_mode(), there.running():

@@ -699,9 +699,7 @@ async def test_ragged_batches_are_bounded_by_their_padded_cost() -> None:
         model, ragged={"x": RaggedAxis(1)}, limits={"max_rows": 64, "max_cost": 64}
     ) as scheduler:
         blocker = await hold(scheduler, model)
-        tasks = [
-            asyncio.create_task(scheduler.infer(wide(8), 1, timeout_s=30)) for _ in range(8)
-        ]
+        tasks = [asyncio.create_task(scheduler.infer(wide(8), 1, timeout_s=30)) for _ in range(8)]
         await until(lambda: scheduler.queued_rows == 8)
         model.gate.set()
         await asyncio.gather(blocker, *tasks)

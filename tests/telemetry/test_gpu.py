@@ -30,20 +30,20 @@ class StandInNvml:
         if function in self.fail:
             raise NVMLError(function)
 
-    def nvmlInit(self) -> None:
+    def nvmlInit(self) -> None:  # noqa: N802
         self._check("init")
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:  # noqa: N802
         self._check("handle")
         assert uuid == "GPU-1"
         return "handle"
 
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]:
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]:  # noqa: N802
         self._check("processes")
         assert handle == "handle"
         return self.processes
 
-    def nvmlDeviceGetUtilizationRates(self, handle: Any) -> Any:
+    def nvmlDeviceGetUtilizationRates(self, handle: Any) -> Any:  # noqa: N802
         self._check("utilization")
         return SimpleNamespace(gpu=self.percent, memory=3)
 
@@ -94,9 +94,7 @@ def test_what_cannot_be_read_leaves_the_other_reading(
 
 
 @pytest.mark.parametrize("function", ["init", "handle"])
-def test_without_a_driver_there_is_no_meter(
-    monkeypatch: pytest.MonkeyPatch, function: str
-) -> None:
+def test_without_a_driver_there_is_no_meter(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     assert opened(StandInNvml(frozenset({function})), monkeypatch) is None
 
 

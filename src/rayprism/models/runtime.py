@@ -59,7 +59,7 @@ class RuntimeSettings:
     device: Device = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     allow_code: bool = False
-    gpu: Gpu = Gpu()
+    gpu: Gpu = field(default_factory=Gpu)
     most_rows: int | None = None
     engines: Path | None = None
 

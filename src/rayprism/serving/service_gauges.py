@@ -41,9 +41,7 @@ class ServiceGauges:
         self._refusals.add()
 
     def _read(self) -> None:
-        self._total(
-            "rayprism_out_of_memory_batches_total", self._service.scheduler.out_of_memory
-        )
+        self._total("rayprism_out_of_memory_batches_total", self._service.scheduler.out_of_memory)
         self._read_weights()
         self._read_fallbacks()
         self._read_shadows()
