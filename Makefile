@@ -16,6 +16,8 @@ DEMO_JOB   := --set input.uri=$(DEMO_DIR)/flights --set output.uri=$(DEMO_DIR)/p
 
 SCENARIO   ?= overhead
 
+WORKFLOWS  := .github/workflows/ci.yml examples/model-repository/.github/workflows/model.yml
+
 # What sends requests to a real cluster.
 FLEET_TESTS := tests/serving/test_cluster.py tests/telemetry/test_fleet_metrics.py tests/fleet/test_traffic_cluster.py
 
@@ -23,8 +25,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-digits demo-minilm stop install check format test test-unit test-without-lane test-gpu bench bench-gpu bench-layers bench-yardsticks bench-batch bench-parity \
-	chaos-batch demo-batch monitoring generate pictures clean
+.PHONY: $(shell awk -F ':' '/^[a-z-]+:.*## / {print $$1}' $(MAKEFILE_LIST))
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,7 +94,7 @@ stop: $(VENV)/.demo ## Stop the local cluster and its monitoring
 	$(BIN)/rayprism monitoring down
 	$(BIN)/rayprism down
 
-check: $(VENV)/.dev ## Lint, types, import rules, generated files
+check: $(VENV)/.dev check-kubernetes check-workflows ## Lint, types, import rules, generated files, manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -103,6 +104,13 @@ check: $(VENV)/.dev ## Lint, types, import rules, generated files
 	$(BIN)/python -m rayprism.telemetry.rules --check
 	$(BIN)/python -m rayprism.telemetry.dashboards.build --check
 	$(BIN)/python -m bench.readme --check
+
+check-kubernetes: $(VENV)/.dev ## Build the manifests with kustomize, and validate what comes out
+	$(BIN)/python docker/kubernetes/check.py
+
+check-workflows: $(VENV)/.dev ## Validate the workflows for GitHub, and audit them
+	$(BIN)/actionlint $(WORKFLOWS)
+	$(BIN)/zizmor --offline --no-progress --quiet $(WORKFLOWS)
 
 generate: $(VENV)/.dev ## Write what is made from code: metrics page, rules, dashboards
 	$(BIN)/python -m rayprism.telemetry.page

@@ -156,7 +156,7 @@ class _Rewriter:
                 raise CannotRewrite(f"{path}.{name} comes out of an alias (`<<`)")
             key, value = pairs[name]
             if self._before(key.start_mark).strip():
-                raise CannotRewrite(f"{path}.{name} is in the line of a dash")
+                raise CannotRewrite(f"{path}.{name} does not begin its line")
             self._delete_lines(key.start_mark, self._pair_end(key, value))
         if fresh:
             column = node.start_mark.column

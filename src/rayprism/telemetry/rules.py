@@ -30,6 +30,7 @@ __all__ = [
     "RECORDING_RULES",
     "build_alertmanager_config",
     "build_prometheus_config",
+    "build_prometheus_rule",
     "build_rules",
     "main",
     "render_files",
@@ -73,6 +74,17 @@ def build_rules(scale: float = 1.0) -> dict[str, dict[str, Any]]:
     return {
         "rules.yml": {"groups": _recording_groups(durations)},
         "alerts.yml": {"groups": alert_groups(durations)},
+    }
+
+
+def build_prometheus_rule() -> dict[str, Any]:
+    """All rules as one resource of Prometheus' operator in Kubernetes."""
+    groups = [group for content in build_rules().values() for group in content["groups"]]
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "rayprism"},
+        "spec": {"groups": groups},
     }
 
 
@@ -188,6 +200,7 @@ def render_files() -> dict[str, str]:
     prometheus = build_prometheus_config(sd_files=[_SD_FILE], sd_urls=[_SD_URL])
     return {
         **rules,
+        "prometheusrule.yml": to_yaml(build_prometheus_rule(), _MADE),
         "prometheus.yml": to_yaml(prometheus, f"{_MADE}\n\n{_PROMETHEUS_NOTE}"),
         "alertmanager.yml": to_yaml(build_alertmanager_config(), f"{_MADE}\n\n{ALERTMANAGER_NOTE}"),
     }
