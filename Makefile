@@ -25,7 +25,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYPRISM_REPOSITORY     := $(abspath $(REPOSITORY))
 
 .DEFAULT_GOAL := help
-.PHONY: $(shell awk -F ':' '/^[a-z-]+:.*## / {print $$1}' $(MAKEFILE_LIST))
+.PHONY: $(shell awk -F ':' '/^[a-z-]+:/ {print $$1}' $(MAKEFILE_LIST))
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
