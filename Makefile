@@ -130,16 +130,18 @@ test-unit: $(VENV)/.dev ## The tests that start no Ray
 test-without-lane: $(VENV)/.dev ## The tests of the fleet again, with Serve's own handling of every request
 	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH= $(BIN)/python -m pytest $(FLEET_TESTS)
 
+# Gigabytes, and in the place of ONNX Runtime for CPUs: only where there is a GPU.
 $(VENV)/.gpu: $(VENV)/.dev
-	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime
-	$(BIN)/python -m pip install --quiet -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]' nvidia-ml-py
-	@touch $@
+	@if nvidia-smi -L; then \
+		$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu \
+		&& $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gpu]' 'onnxruntime-gpu[cuda,cudnn]' \
+		&& touch $@; \
+	fi
 
 test-gpu: $(VENV)/.gpu ## The tests that need an NVIDIA GPU: make test-gpu VENV=.venv-gpu
-	$(BIN)/python -m tests.support.cuda
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-bench-gpu: $(VENV)/.gpu ## The scenario for GPUs: make bench-gpu VENV=.venv-gpu
+bench-gpu: $(VENV)/.gpu ## The scenario that needs one (and wrk): make bench-gpu VENV=.venv-gpu
 	$(BIN)/python -m bench run gpu
 
 bench: $(VENV)/.dev ## Run a scenario: make bench SCENARIO=overhead (needs wrk); python -m bench list

@@ -136,7 +136,7 @@ def test_a_compiled_model_is_ready_for_any_batch(
 def test_tensorrt_keeps_its_engine(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("tensorrt", reason="TensorRT is not installed (pip install tensorrt)")
+    pytest.importorskip("tensorrt", reason="TensorRT is missing: pip install '.[tensorrt]'")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     version = push_mlp(repository, tmp_path, "onnx", tolerance=LOOSE)
     model = load(version, provider="tensorrt")

@@ -532,6 +532,7 @@ def test_build_makes_the_one_deployment(repository: Repository, tiny: ModelVersi
         "repository": str(repository.root.resolve()),
         "allow_code": False,
         "device": "auto",
+        "options": {},
     }
     json.dumps(args_of(application))
 

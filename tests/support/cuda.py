@@ -1,44 +1,34 @@
-"""Whether tests can use a GPU here: `python -m tests.support.cuda` says what is missing."""
+"""Whether tests can use a GPU here."""
 
 from __future__ import annotations
-
-import sys
 
 import pytest
 
 from rayprism.errors import LoadFailed
 from rayprism.models.gpu import read_gpu
 
-__all__ = ["needs_gpu", "what_is_missing"]
-
-_BUILT_FOR_GPUS = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'"
+__all__ = ["needs_gpu"]
 
 
-def what_is_missing() -> list[str]:
-    """What tests marked `gpu` need and this machine does not have; nothing where they can run."""
+def _what_is_missing() -> list[str]:
     missing = []
     try:
         read_gpu(0)
-    except LoadFailed as error:
-        missing.append(f"an NVIDIA GPU: {error}")
+    except LoadFailed:
+        missing.append("an NVIDIA GPU with its driver (nvidia-smi)")
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        missing.append(f"onnxruntime with CUDA ({_BUILT_FOR_GPUS})")
+        missing.append(f"onnxruntime with CUDA (this is {onnxruntime.__version__} without)")
     try:
         import torch
 
         if not torch.cuda.is_available():
-            missing.append(f"torch with CUDA (it is {torch.__version__} here, and sees no GPU)")
+            missing.append(f"torch with CUDA (this is {torch.__version__}, and sees no GPU)")
     except ImportError:
-        missing.append("torch (pip install torch)")
+        missing.append("torch")
     return missing
 
 
-_MISSING = what_is_missing()
-needs_gpu = pytest.mark.skipif(bool(_MISSING), reason=f"no GPU to test with: {'; '.join(_MISSING)}")
-
-
-if __name__ == "__main__":
-    if _MISSING:
-        sys.exit("The tests of GPUs need:\n  " + "\n  ".join(_MISSING))
+_MISSING = _what_is_missing()
+needs_gpu = pytest.mark.skipif(bool(_MISSING), reason=f"missing: {'; '.join(_MISSING)}")

@@ -215,8 +215,8 @@ def _open_on_gpu(
 
 _GPU_HINT = (
     "Check that CUDA 13 and cuDNN 9 are installed (nvidia-smi; pip install "
-    "'onnxruntime-gpu[cuda,cudnn]'), TensorRT 10 where it is asked for (pip install tensorrt), and "
-    "that CUDA_VISIBLE_DEVICES names a device"
+    "'onnxruntime-gpu[cuda,cudnn]'), TensorRT 10 where it is asked for (pip install "
+    "'rayprism[tensorrt]'), and that CUDA_VISIBLE_DEVICES names a device"
 )
 
 

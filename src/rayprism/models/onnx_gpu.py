@@ -103,7 +103,7 @@ def gpu_providers(
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": folder,
         }
-    with suppress(ImportError):
+    with suppress(ImportError, OSError):
         # Loads TensorRT's libraries, which as a Python package are on no path of the loader.
         import_module("tensorrt")
     # What TensorRT does not know runs with CUDA.
