@@ -209,7 +209,7 @@ def test_threads_and_device_reach_the_runtime(
     load_model(version, threads=3, device="cpu", gpu=Gpu(1, 0.5), options=operator)
     (settings,) = seen
     assert (settings.threads, settings.device, settings.allow_code) == (3, "cpu", False)
-    assert (settings.gpu, settings.most_rows, settings.engines) == (Gpu(1, 0.5), 64, None)
+    assert (settings.gpu, settings.engines) == (Gpu(1, 0.5), None)
     assert settings.options == operator
 
 

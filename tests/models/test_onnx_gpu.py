@@ -15,7 +15,6 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from rayprism.core.tensors import Datatype, TensorSpec
 from rayprism.errors import LoadFailed
 from rayprism.models import onnx as onnx_module
 from rayprism.models import onnx_gpu
@@ -25,7 +24,6 @@ from rayprism.models.onnx_gpu import CUDA, TENSORRT, BoundRun, gpu_providers
 from rayprism.models.runtime import RuntimeSettings
 from tests.support.models import FEATURES, example_rows, mlp_reference, save_mlp, save_onnx
 
-X = TensorSpec("x", Datatype.FP32, (-1, FEATURES))
 PLAIN = {"provider": "cuda", "cudnn_conv_algo_search": "heuristic", "fp16": False, "tf32": False}
 GIB = 1024**3
 
@@ -37,10 +35,8 @@ def eighty_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_gpu, "read_gpu", lambda index: facts)
 
 
-def providers(
-    settings: RuntimeSettings, inputs: tuple[TensorSpec, ...] = (X,), **options: Any
-) -> Any:
-    return gpu_providers("m.onnx", settings, {**PLAIN, **options}, inputs)
+def providers(settings: RuntimeSettings, **options: Any) -> Any:
+    return gpu_providers("m.onnx", settings, {**PLAIN, **options})
 
 
 def test_a_whole_gpu_is_not_bounded_and_computes_as_the_cpu_does() -> None:
@@ -67,15 +63,12 @@ def test_half_precision_is_tensorrt_s() -> None:
 
 
 def test_tensorrt_comes_first_with_its_cache_and_cuda_for_the_rest(tmp_path: Path) -> None:
-    settings = RuntimeSettings(gpu=Gpu(0, 0.5), engines=tmp_path, most_rows=32)
+    settings = RuntimeSettings(gpu=Gpu(0, 0.5), engines=tmp_path)
     (first, tensorrt), (second, cuda) = providers(settings, provider="tensorrt", fp16=True)
     assert (first, second) == (TENSORRT, CUDA)
     assert tensorrt == {
         "device_id": "0",
         "trt_fp16_enable": "1",
-        "trt_profile_min_shapes": "x:1x4",
-        "trt_profile_opt_shapes": "x:32x4",
-        "trt_profile_max_shapes": "x:32x4",
         "trt_max_workspace_size": str(40 * GIB - GIB // 2),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(tmp_path),
@@ -83,23 +76,6 @@ def test_tensorrt_comes_first_with_its_cache_and_cuda_for_the_rest(tmp_path: Pat
         "trt_timing_cache_path": str(tmp_path),
     }
     assert "gpu_mem_limit" in cuda
-
-
-@pytest.mark.parametrize(
-    ("inputs", "most_rows"),
-    [
-        ((X,), None),
-        ((), 8),
-        ((TensorSpec("ids", Datatype.INT64, (-1, -1)),), 8),
-        ((X, TensorSpec("table", Datatype.FP32, (3, 4))), 8),
-        ((TensorSpec("scalar", Datatype.FP32, ()),), 8),
-    ],
-)
-def test_where_more_than_rows_is_free_tensorrt_sees_the_sizes_itself(
-    inputs: tuple[TensorSpec, ...], most_rows: int | None
-) -> None:
-    (_, told), _ = providers(RuntimeSettings(most_rows=most_rows), inputs, provider="tensorrt")
-    assert not [name for name in told if name.startswith("trt_profile")]
 
 
 # Binding

@@ -275,7 +275,6 @@ def _settings(
         merged,
         allow_code,
         gpu=gpu,
-        most_rows=manifest.batching.max_rows if manifest.batching.batched else None,
     )
     onnx = merged.get("onnx")
     builds = isinstance(onnx, Mapping) and onnx.get("provider") == "tensorrt"

@@ -73,7 +73,6 @@ class OnnxRuntime:
         file: str,
         settings: RuntimeSettings,
         *,
-        inputs: tuple[TensorSpec, ...] = (),
         outputs: tuple[TensorSpec, ...] = (),
     ) -> Self:
         """Loads a model.
@@ -82,7 +81,6 @@ class OnnxRuntime:
             folder: The version's folder.
             file: The model file in it.
             settings: Threads, device and options.
-            inputs: What it takes, where that is known already.
             outputs: Which outputs to compute; by default all.
 
         Raises:
@@ -90,7 +88,7 @@ class OnnxRuntime:
                 tensor is of a type that cannot be served, or a GPU was asked for and not got.
         """
         options = runtime_options(settings, "onnx", _OPTIONS)
-        session, device = _open_session(folder / file, settings, options, inputs)
+        session, device = _open_session(folder / file, settings, options)
         signature = Signature(
             inputs=tuple(_spec(file, "input", arg) for arg in session.get_inputs()),
             outputs=tuple(_spec(file, "output", arg) for arg in session.get_outputs()),
@@ -164,7 +162,7 @@ def _to_bytes(array: Array) -> Array:
 
 
 def _open_session(
-    path: Path, settings: RuntimeSettings, options: dict[str, Any], inputs: tuple[TensorSpec, ...]
+    path: Path, settings: RuntimeSettings, options: dict[str, Any]
 ) -> tuple[Any, str]:
     try:
         import onnxruntime
@@ -175,7 +173,7 @@ def _open_session(
         ) from error
     if settings.wants_gpu:
         try:
-            return _open_on_gpu(onnxruntime, path, settings, options, inputs)
+            return _open_on_gpu(onnxruntime, path, settings, options)
         except _NoGpu as error:
             if settings.device == "cuda":
                 raise LoadFailed(f"{error}; or set device: cpu") from error
@@ -192,14 +190,13 @@ def _open_on_gpu(
     path: Path,
     settings: RuntimeSettings,
     options: dict[str, Any],
-    inputs: tuple[TensorSpec, ...],
 ) -> tuple[Any, str]:
     missing = missing_provider(onnxruntime, options)
     if missing:
         raise _NoGpu(f"{path.name}: a GPU was asked for, and {missing}")
     # CUDA libraries from Python packages are not on the loader's path by themselves.
     onnxruntime.preload_dlls()
-    providers = [*gpu_providers(path.name, settings, options, inputs), _CPU]
+    providers = [*gpu_providers(path.name, settings, options), _CPU]
     session = _make_session(onnxruntime, path, settings, options, providers)
     # Only the session knows: a provider that fails to start is dropped in silence.
     active, wanted = session.get_providers(), providers[0][0]

@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from rayprism.core.tensors import Tensors, TensorSpec
+from rayprism.core.tensors import Tensors
 from rayprism.errors import LoadFailed
 from rayprism.models.gpu import memory_limit, read_gpu
 from rayprism.models.runtime import RuntimeSettings
@@ -54,7 +54,6 @@ def gpu_providers(
     file: str,
     settings: RuntimeSettings,
     options: Mapping[str, Any],
-    inputs: Sequence[TensorSpec] = (),
 ) -> list[tuple[str, dict[str, str]]]:
     """The providers of a session, the wanted one first, with what each is told.
 
@@ -62,7 +61,6 @@ def gpu_providers(
         file: The model's, for messages.
         settings: Which GPU and how much of it, where engines are kept.
         options: Of the runtime, checked.
-        inputs: What the model takes, where that is known.
 
     Raises:
         LoadFailed: Options that do not fit together; or the GPU cannot be asked for its memory,
@@ -88,10 +86,11 @@ def gpu_providers(
                 "graph says: convert the model to float16, and push that"
             )
         return [(CUDA, cuda)]
+    # No profile of sizes: it would have to name the inputs of every part into which the graph may
+    # be cut for TensorRT. Without one it goes by what it sees, and the warm-up shows it all.
     tensorrt = {
         "device_id": str(gpu.index),
         "trt_fp16_enable": "1" if options["fp16"] else "0",
-        **_profile(inputs, settings.most_rows),
     }
     if limit is not None:
         tensorrt["trt_max_workspace_size"] = str(limit)
@@ -108,28 +107,6 @@ def gpu_providers(
         import_module("tensorrt")
     # What TensorRT does not know runs with CUDA.
     return [(TENSORRT, tensorrt), (CUDA, cuda)]
-
-
-def _profile(inputs: Sequence[TensorSpec], most_rows: int | None) -> dict[str, str]:
-    """From one row to the most, where only rows are free: one engine for every batch.
-
-    Else TensorRT takes the sizes that it sees, and builds anew when one is outside of those before.
-    """
-    if most_rows is None or not inputs or any(-1 in spec.shape[1:] for spec in inputs):
-        return {}
-    if not all(spec.shape[:1] == (-1,) for spec in inputs):
-        return {}
-
-    def shapes(rows: int) -> str:
-        return ",".join(
-            f"{spec.name}:{'x'.join(map(str, (rows, *spec.shape[1:])))}" for spec in inputs
-        )
-
-    return {
-        "trt_profile_min_shapes": shapes(1),
-        "trt_profile_opt_shapes": shapes(most_rows),
-        "trt_profile_max_shapes": shapes(most_rows),
-    }
 
 
 class BoundRun:

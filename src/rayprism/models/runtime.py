@@ -51,7 +51,6 @@ class RuntimeSettings:
         options: The manifest's `options`; a runtime reads the part under its own name.
         allow_code: Whether loading may run code that is in the model file.
         gpu: Which GPU, and how much of it.
-        most_rows: Rows of the largest batch, where that is known.
         engines: Where TensorRT keeps what it made of the model for this GPU.
     """
 
@@ -60,7 +59,6 @@ class RuntimeSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     allow_code: bool = False
     gpu: Gpu = field(default_factory=Gpu)
-    most_rows: int | None = None
     engines: Path | None = None
 
     def __post_init__(self) -> None:
@@ -108,7 +106,7 @@ def open_runtime(
         file: The model file in it.
         settings: Threads, device and options.
         inputs: What the runtime takes, where that is known already. torch passes its inputs in
-            this order, and TensorRT builds its engine for their sizes.
+            this order.
         outputs: Which outputs are wanted, where that is known already. torch names a tuple's
             members in this order.
         code: For `python`: the class that is the model.
@@ -119,7 +117,7 @@ def open_runtime(
     if kind == "onnx":
         from rayprism.models.onnx import OnnxRuntime
 
-        return OnnxRuntime.open(folder, file, settings, inputs=inputs, outputs=outputs)
+        return OnnxRuntime.open(folder, file, settings, outputs=outputs)
     if kind == "torch":
         from rayprism.models.torch import TorchRuntime
 
