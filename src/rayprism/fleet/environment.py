@@ -10,7 +10,7 @@ from pathlib import Path
 from rayprism.fleet.processes import MARKER_VARIABLE, find_port
 from rayprism.models.fields import DATA_VARIABLE, REPOSITORY_VARIABLE
 
-__all__ = ["cluster_environment"]
+__all__ = ["cluster_environment", "node_variables"]
 
 _PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
@@ -56,7 +56,9 @@ def cluster_environment(
         environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     if drain_s is not None:
         environment["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = f"{drain_s:g}"
-    for name, value in _defaults(temp_dir, haproxy=haproxy).items():
+    # One node has nowhere to drain to: without this, `down` waits half a minute for nothing.
+    environment.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
+    for name, value in node_variables(temp_dir, haproxy=haproxy).items():
         environment.setdefault(name, value)
     taken: list[int] = []
     for name, default in _PORTS.items():
@@ -74,7 +76,13 @@ def cluster_environment(
     return environment
 
 
-def _defaults(temp_dir: Path, *, haproxy: bool) -> dict[str, str]:
+def node_variables(temp_dir: Path, *, haproxy: bool = True) -> dict[str, str]:
+    """What Ray has to find in its environment on every node, on one machine or on many.
+
+    Args:
+        temp_dir: Ray's folder, `ray start --temp-dir`.
+        haproxy: Whether HAProxy is the proxy.
+    """
     values = {
         # Explicit, or Ray decides by whether some other cluster once left a token behind. Then
         # `serve deploy` from another shell would be refused without the same variables.
@@ -82,8 +90,6 @@ def _defaults(temp_dir: Path, *, haproxy: bool) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Old replicas go on when the new ones of a rolling update cannot start.
         "RAY_SERVE_STOP_FAILED_ROLLING_UPDATES": "1",
-        # One node has nowhere to drain to: without this, `down` waits half a minute for nothing.
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray runs its workers at the priority of background work (15): on a full machine replicas
         # then wait for everything else on it (docs/decisions/0015).
