@@ -160,6 +160,20 @@ test-without-lane: $(VENV)/.dev ## The tests of the fleet again, with Serve's ow
 test-cluster: $(VENV)/.dev ## Clusters of many nodes: autoscaling, lost nodes, lost head (needs Linux, ip, redis-server)
 	$(NAMESPACES) $(BIN)/python -m pytest -m nodes tests/nodes
 
+# Gigabytes, and in the place of ONNX Runtime for CPUs: only where there is a GPU.
+$(VENV)/.gpu: $(VENV)/.dev
+	@if nvidia-smi -L; then \
+		$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu \
+		&& $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gpu]' 'onnxruntime-gpu[cuda,cudnn]' \
+		&& touch $@; \
+	fi
+
+test-gpu: $(VENV)/.gpu ## The tests that need an NVIDIA GPU: make test-gpu VENV=.venv-gpu
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+bench-gpu: $(VENV)/.gpu ## The scenario that needs one (and wrk): make bench-gpu VENV=.venv-gpu
+	$(BIN)/python -m bench run gpu
+
 bench: $(VENV)/.dev ## Run a scenario: make bench SCENARIO=overhead (needs wrk); python -m bench list
 	$(BIN)/python -m bench run $(SCENARIO)
 

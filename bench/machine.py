@@ -11,6 +11,9 @@ from typing import Any
 
 import psutil
 
+from rayprism.errors import LoadFailed
+from rayprism.models.gpu import read_gpu
+
 __all__ = ["describe"]
 
 _PACKAGES = (
@@ -39,6 +42,7 @@ def describe() -> dict[str, Any]:
             "cores": psutil.cpu_count(logical=True),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "system": platform.platform(),
+            **_gpu(),
         },
         "versions": {
             "python": platform.python_version(),
@@ -49,10 +53,20 @@ def describe() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    # onnxruntime for GPUs is a package of its own, with the same import name.
+    for name in (package, f"{package}-gpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _gpu() -> dict[str, str]:
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+        return {"gpu": read_gpu(0).name}
+    except LoadFailed:
+        return {}
 
 
 def _cpu_model() -> str:

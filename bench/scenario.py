@@ -53,6 +53,10 @@ class RayprismServer(_Server):
     kind: Literal["rayprism"]
     replicas: Count = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    """Of each replica; a part of 1 shares a GPU. The cluster has those of the machine."""
+    options: dict[str, Any] = {}
+    """`args.options`: of the runtime, laid over those of the model."""
     versions: Count = 1
     """So many stand beside each other: 1 is stable, the others are at their own addresses."""
     user_config: dict[str, Any] = {}

@@ -126,6 +126,7 @@ def machine_line(results: Mapping[str, Any]) -> str:
     where = (
         f"{str(results.get('date', ''))[:10]}, {machine.get('cores', '?')} cores "
         f"({machine.get('cpu', 'unknown')}), {machine.get('memory_gib', 0):.0f} GiB"
+        + (f", {machine['gpu']}" if machine.get("gpu") else "")
     )
     packages = [f"{name} {versions[name]}" for name in _PACKAGES if versions.get(name)]
     packages.append(f"Python {versions.get('python', '?')}")

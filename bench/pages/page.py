@@ -211,7 +211,8 @@ def _setup(results: Mapping[str, Any]) -> str:
             "Machine",
             text(
                 f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores, "
-                f"{machine.get('memory_gib', '?')} GiB, {machine.get('system', '?')}"
+                f"{machine.get('memory_gib', '?')} GiB, {machine.get('gpu', 'no GPU')}, "
+                f"{machine.get('system', '?')}"
             ),
         ),
         ("Versions", text(", ".join(f"{name} {value}" for name, value in versions.items()))),

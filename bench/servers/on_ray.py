@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import onnxruntime
+
 from bench.cluster import BenchCluster, ClusterFailed
 from bench.scenario import RayprismServer, RayServeServer
 from bench.servers.base import (
@@ -162,7 +164,7 @@ class RayServer(NotOurs, ABC):
         """Versions, the environment that was asked for, and the applications."""
         return {
             "model": self.model.name,
-            "versions": {name: metadata.version(name) for name in ("ray", "onnxruntime")},
+            "versions": {"ray": metadata.version("ray"), "onnxruntime": onnxruntime.__version__},
             "environment": dict(self.server.environment),
             "applications": [_shown(item) for item in self.applications()],
         }

@@ -12,9 +12,11 @@ from typing import Any
 from bench.cluster import BenchCluster, ClusterFailed
 from bench.scenario import Action, RayprismServer
 from bench.servers.actions import edits_for
-from bench.servers.base import ActionFailed, RunContext, infer_path
+from bench.servers.base import ActionFailed, RunContext, Unavailable, infer_path
 from bench.servers.on_ray import RayServer, enough_cpus
 from bench.servers.replica_metrics import INTERVAL_S, ReplicaReader
+from rayprism.errors import LoadFailed
+from rayprism.models.gpu import read_gpu
 from rayprism.serving.settings import DEPLOYMENT_NAME
 
 __all__ = ["Rayprism", "applications_of"]
@@ -37,7 +39,16 @@ class Rayprism(RayServer):
         self._changed = self._acted = False
 
     def prepare(self) -> None:
-        """Pushes the versions."""
+        """Pushes the versions.
+
+        Raises:
+            Unavailable: It needs a GPU, and there is none.
+        """
+        if self.server.num_gpus:
+            try:
+                read_gpu(0)
+            except LoadFailed as error:
+                raise Unavailable(str(error)) from None
         # Promotion needs a second one, also where it is not deployed beside the first.
         self.run.push(self.model, max(2, self.server.versions))
 
@@ -54,9 +65,10 @@ class Rayprism(RayServer):
     def applications(self) -> Sequence[Mapping[str, Any]]:
         """As they are deployed first."""
         repository = str(self.run.repository.resolve())
-        return applications_of(
-            self.server, {"repository": repository, **self.model.application_args()}
-        )
+        args = {"repository": repository, **self.model.application_args()}
+        if self.server.options:
+            args["options"] = self.server.options
+        return applications_of(self.server, args)
 
     def locate(self, cluster: BenchCluster) -> None:
         """The model's own addresses."""
@@ -166,6 +178,8 @@ def _deployment(server: RayprismServer, version: int) -> dict[str, Any]:
         "name": DEPLOYMENT_NAME,
         "ray_actor_options": {"num_cpus": server.num_cpus},
     }
+    if server.num_gpus:
+        deployment["ray_actor_options"]["num_gpus"] = server.num_gpus
     if version > 1:
         return deployment
     if server.autoscaling is None:

@@ -10,6 +10,7 @@
     │   ├── NotReady            the version is loading, or is being taken down
     │   ├── DeadlineExceeded    it could not be served in the time that the request allowed
     │   └── ModelFailed         the model raised, or returned what its manifest forbids
+    │       └── OutOfMemory     the batch does not fit into the memory of the device
     └── SetupError              something on the operator's side has to be mended
         ├── ConfigInvalid       faults in a file, each with its path
         ├── RepositoryError     a model repository that cannot be read or written
@@ -41,6 +42,7 @@ __all__ = [
     "ModelFailed",
     "NotFound",
     "NotReady",
+    "OutOfMemory",
     "Overloaded",
     "RayprismError",
     "RepositoryError",
@@ -116,6 +118,10 @@ class ModelFailed(RequestError):
     """The model raised, or returned what its manifest forbids. The log has the trace."""
 
     code = "model_failed"
+
+
+class OutOfMemory(ModelFailed):
+    """The batch does not fit into the memory of the device. A smaller one may."""
 
 
 class SetupError(RayprismError):

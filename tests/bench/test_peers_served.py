@@ -127,4 +127,5 @@ def test_only_where_it_pays_do_requests_share_a_run() -> None:
         "minilm": 1,
         "images": 1,
         "ragged": 1,
+        "vision": 1,
     }

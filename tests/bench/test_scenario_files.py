@@ -49,6 +49,7 @@ def test_all_that_were_promised_are_there() -> None:
         "cold_start",
         "scale_out",
         "batch_jobs",
+        "gpu",
         "smoke",
     }
 

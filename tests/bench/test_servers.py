@@ -26,13 +26,16 @@ from bench.processes import MARKER, marked
 from bench.scenario import Action, JobLoad, PeerServer, RayprismServer, RayServeServer, UrlServer
 from bench.servers import RunContext, Unavailable, make_server, run_job
 from bench.servers import peer as peer_module
+from bench.servers import rayprism as rayprism_module
 from bench.servers.actions import edits_for
 from bench.servers.base import ActionFailed, NeverRight, Probe
 from bench.servers.jobs import job_config
 from bench.servers.on_ray import enough_cpus
 from bench.servers.ray_serve import answer_to
 from bench.servers.rayprism import applications_of
+from rayprism.errors import LoadFailed
 from rayprism.fleet.edits import apply_edits
+from rayprism.serving.settings import parse_args
 
 TRAFFIC = {"candidates": [{"version": "2", "weight": 5}]}
 
@@ -131,6 +134,32 @@ def test_versions_stand_beside_each_other() -> None:
     assert deployment["num_replicas"] == 3
     assert deployment["user_config"] == {"traffic": TRAFFIC}
     assert "user_config" not in beside["deployments"][0]
+
+
+def test_replicas_may_share_a_gpu_with_options_of_their_own(
+    run: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"onnx": {"provider": "tensorrt"}}
+    server = rayprism(num_gpus=0.25, replicas=4, options=options)
+    (application,) = make_server("gpu", server, run).applications()  # type: ignore[attr-defined]
+    (deployment,) = application["deployments"]
+    assert deployment["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0.25}
+    assert application["args"]["options"] == options
+    parse_args(application["args"])
+    (plain,) = make_server("cpu", rayprism(), run).applications()  # type: ignore[attr-defined]
+    assert plain["deployments"][0]["ray_actor_options"] == {"num_cpus": 0.5}
+    assert "options" not in plain["args"]
+
+
+def test_a_server_that_needs_a_gpu_says_that_there_is_none(
+    run: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(index: int) -> Any:
+        raise LoadFailed("this machine has no NVIDIA driver")
+
+    monkeypatch.setattr(rayprism_module, "read_gpu", missing)
+    with pytest.raises(Unavailable, match="no NVIDIA driver"):
+        make_server("gpu", rayprism(num_gpus=1), run).start()
 
 
 def test_autoscaling_is_instead_of_replicas() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,14 @@ import pytest
 
 from rayprism.core.tensors import Datatype, Tensors, TensorSpec
 from rayprism.errors import GoldenMismatch, LoadFailed, ModelFailed
-from rayprism.models import loader
+from rayprism.models import loader, warm_up
+from rayprism.models.engines import CACHE_VARIABLE, engine_folder
+from rayprism.models.gpu import Gpu, GpuFacts
 from rayprism.models.loader import LoadedModel, load_model
 from rayprism.models.manifest import Batching
 from rayprism.models.push import push_model
 from rayprism.models.repository import ModelVersion, Repository
-from rayprism.models.runtime import Signature
+from rayprism.models.runtime import Signature, merge_options
 from tests.support.models import example_rows, mlp_example, save_mlp
 
 
@@ -64,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> dict[str, floa
         first_s = taken["first_s"] if len(recorder.rows) == 1 else 0.0
         return first_s + taken["row_s"] * recorder.rows[-1]
 
-    monkeypatch.setattr(loader, "_one_run", one_run)
+    monkeypatch.setattr(warm_up, "_one_run", one_run)
     return taken
 
 
@@ -104,6 +109,54 @@ def test_what_is_warmed_up(
     assert recorder.closed
 
 
+@pytest.mark.parametrize(
+    ("first_s", "row_s", "runs"),
+    [
+        # The largest batch, and then what lies between: for each there may be a kernel to load.
+        (0.0, 0.00001, [1, 1, 64, 64, 2, 4, 8, 16, 32]),
+        # The first run compiles, and says nothing of how slow the model is.
+        (20.0, 0.00001, [1, 1, 64, 64, 2, 4, 8, 16, 32]),
+        (0.0, 0.9, [1, 1, 64, 64, 2, 4, 8, 16, 32]),
+        # One row takes seconds: 64 might take minutes.
+        (0.0, 2.0, [1, 1]),
+    ],
+)
+def test_what_is_warmed_up_on_a_gpu(
+    version: ModelVersion,
+    recorder: Recorder,
+    clock: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    first_s: float,
+    row_s: float,
+    runs: list[int],
+) -> None:
+    monkeypatch.setattr(recorder, "device", "cuda:0")
+    clock.update(first_s=first_s, row_s=row_s)
+    loaded = load_model(version, check=False)
+    assert recorder.rows == runs
+    assert loaded.measured_rows == max(runs)
+    assert bool(loaded.notes) is (max(runs) < 64)
+
+
+def test_a_gpu_is_warm_for_the_batches_that_fit(
+    version: ModelVersion, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = recorder.run
+
+    def run(inputs: Tensors) -> Tensors:
+        outputs = real(inputs)
+        if len(inputs["x"]) > 20:
+            raise MemoryError("CUDA out of memory")
+        return outputs
+
+    monkeypatch.setattr(recorder, "device", "cuda:0")
+    monkeypatch.setattr(recorder, "run", run)
+    loaded = load_model(version, check=False)
+    assert recorder.rows == [1, 1, 64, 32, 16, 16, 2, 4, 8]
+    assert loaded.measured_rows == 16
+    assert "warmed up with 16 of at most 64 rows" in loaded.notes[0]
+
+
 def test_the_collector_is_left_as_it_was(version: ModelVersion) -> None:
     import gc
 
@@ -133,10 +186,10 @@ def test_a_model_that_raises_while_warming_up(
     version: ModelVersion, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(inputs: Tensors) -> Tensors:
-        raise MemoryError("too large")
+        raise ValueError("too large")
 
     monkeypatch.setattr(recorder, "run", fail)
-    with pytest.raises(LoadFailed, match=r"warming up with x \[1, 4\] raised MemoryError"):
+    with pytest.raises(LoadFailed, match=r"warming up with x \[1, 4\] raised ValueError"):
         load_model(version)
     assert recorder.closed
 
@@ -152,8 +205,99 @@ def test_threads_and_device_reach_the_runtime(
         return real(kind, folder, file, settings, **keywords)
 
     monkeypatch.setattr(loader, "open_runtime", spy)
-    load_model(version, threads=3, device="cpu")
-    assert (seen[0].threads, seen[0].device, seen[0].allow_code) == (3, "cpu", False)
+    operator = {"onnx": {"graph_optimization": "basic"}, "mine": 1}
+    load_model(version, threads=3, device="cpu", gpu=Gpu(1, 0.5), options=operator)
+    (settings,) = seen
+    assert (settings.threads, settings.device, settings.allow_code) == (3, "cpu", False)
+    assert (settings.gpu, settings.engines) == (Gpu(1, 0.5), None)
+    assert settings.options == operator
+
+
+def test_the_operator_s_options_are_laid_over_the_manifest_s_one_by_one() -> None:
+    manifest = {"onnx": {"provider": "cuda", "tf32": True}, "most": 3}
+    operator = {"onnx": {"provider": "tensorrt"}, "most": 4, "torch": {"tf32": True}}
+    assert merge_options(manifest, operator) == {
+        "onnx": {"provider": "tensorrt", "tf32": True},
+        "most": 4,
+        "torch": {"tf32": True},
+    }
+    assert merge_options(manifest, {}) == manifest
+    assert manifest["onnx"] == {"provider": "cuda", "tf32": True}, "and is left as it was"
+
+
+# TensorRT's engines
+
+
+FACTS = GpuFacts("NVIDIA H100 80GB HBM3", "GPU-1", 80 * 1024**3)
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine whose driver knows a GPU; gives the folder of its cache."""
+    monkeypatch.setattr(loader, "read_gpu", lambda index: FACTS)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_engines_are_kept_for_each_version_and_gpu_and_built_by_one_at_a_time(
+    version: ModelVersion, with_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    building: list[str] = []
+
+    def spy(kind: Any, folder: Path, file: str, settings: Any, **keywords: Any) -> Any:
+        seen.append(settings)
+        with (settings.engines / "lock").open("w") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        building.append(threading.current_thread().name)
+        return Recorder()
+
+    monkeypatch.setattr(loader, "open_runtime", spy)
+    options = {"onnx": {"provider": "tensorrt"}}
+    for name in ("one", "two"):
+        load = partial(load_model, version, device="cuda", options=options, check=False)
+        thread = threading.Thread(target=load, name=name)
+        thread.start()
+        thread.join()
+    assert building == ["one", "two"]
+    digest = version.manifest.digest.removeprefix("sha256:")[:16]
+    folder = with_gpu / "engines" / f"m-1-{digest}" / "NVIDIA-H100-80GB-HBM3"
+    assert {settings.engines for settings in seen} == {folder}
+    assert [path.stat().st_mode & 0o777 for path in (folder, *folder.parents[:2])] == [0o700] * 3
+    version.verify()
+
+
+@pytest.mark.parametrize("options", [{}, {"onnx": {"provider": "cuda"}}])
+def test_without_tensorrt_there_is_no_cache(
+    version: ModelVersion, with_gpu: Path, recorder: Recorder, options: dict[str, Any]
+) -> None:
+    load_model(version, device="cuda", options=options, check=False)
+    assert not with_gpu.exists()
+
+
+def test_engines_that_others_could_change_are_not_read(
+    version: ModelVersion, with_gpu: Path
+) -> None:
+    folder = engine_folder(version.manifest, FACTS)
+    folder.parent.chmod(0o770)
+    with pytest.raises(LoadFailed, match=r"others can write there.*chmod go-w"):
+        engine_folder(version.manifest, FACTS)
+
+
+def test_a_cache_that_cannot_be_made_is_named(version: ModelVersion, with_gpu: Path) -> None:
+    with_gpu.write_text("a file")
+    with pytest.raises(LoadFailed, match=rf"cannot be made .*Set {CACHE_VARIABLE}"):
+        engine_folder(version.manifest, FACTS)
+
+
+def test_a_loaded_model_knows_its_gpu_and_its_part(
+    version: ModelVersion, with_gpu: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_model(version, check=False).gpu is None
+    monkeypatch.setattr(recorder, "device", "cuda:0")
+    loaded = load_model(version, device="cuda", gpu=Gpu(0, 0.5), check=False)
+    assert loaded.gpu == FACTS
+    assert loaded.gpu_limit_bytes == 40 * 1024**3 - 512 * 1024**2
 
 
 @pytest.mark.parametrize(

@@ -479,11 +479,20 @@ def test_a_fixed_batch_is_padded(repository: Repository, tmp_path: Path) -> None
         )
 
 
-def test_options_are_refused_where_there_are_none(archives: Path) -> None:
-    with pytest.raises(LoadFailed, match=r"options\.torch: unknown key 'compile'"):
-        TorchRuntime.open(
-            archives, "mlp.pt2", RuntimeSettings(options={"torch": {"compile": True}})
-        )
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"threads": 2},
+            r"options\.torch: unknown key 'threads', allowed: autocast, compile, tf32",
+        ),
+        ({"compile": "fast"}, r"options\.torch\.compile: got 'fast', allowed: False, 'default'"),
+        ({"autocast": "float64"}, r"options\.torch\.autocast: got 'float64'"),
+    ],
+)
+def test_options_are_checked(archives: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(LoadFailed, match=said):
+        TorchRuntime.open(archives, "mlp.pt2", RuntimeSettings(options={"torch": options}))
 
 
 def test_cuda_that_is_not_there(archives: Path) -> None:

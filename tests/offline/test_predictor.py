@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprism.core.tensors import Array, Datatype, RaggedAxis, Tensors, TensorSpec
-from rayprism.errors import InvalidInput
+from rayprism.errors import InvalidInput, OutOfMemory
 from rayprism.models.loader import load_model
 from rayprism.models.manifest import Batching, Manifest
 from rayprism.models.push import push_model
@@ -136,6 +136,57 @@ def test_a_batch_that_is_only_too_large_loses_no_row() -> None:
     got = Predictor(Model(manifest([X], [Y]), run), 64).predict({"x": np.arange(150)}, 150)
     assert got.ok.all()
     assert got.outputs["y"].tolist() == list(range(150))
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_batches_are_smaller_after_one_that_ran_out_of_memory() -> None:
+    def run(batch: Tensors) -> Tensors:
+        if len(batch["x"]) > most:
+            raise OutOfMemory("out of memory on cuda:0")
+        return {"y": batch["x"].astype(np.float32)}
+
+    most, clock = 20, Clock()
+    model = Model(manifest([X], [Y]), run)
+    predictor = Predictor(model, 64, clock=clock)
+    got = predictor.predict({"x": np.arange(150)}, 150)
+    assert got.ok.all()
+    assert got.outputs["y"].tolist() == list(range(150))
+    rows = [shape[0] for shape in model.shapes]
+    assert rows[:3] == [64, 32, 16]
+    assert rows.count(64) == 1
+    assert set(rows[rows.index(16) :]) <= {16, 32, 6}, "one half was waiting, and is tried once"
+    assert predictor.limits.max_rows == 64, "what was asked for is not forgotten"
+    most = 1000
+    for _ in range(30):
+        clock.now_s += 61.0
+        predictor.predict({"x": np.arange(5)}, 5)
+    model.shapes.clear()
+    predictor.predict({"x": np.arange(64)}, 64)
+    assert model.shapes == [(64,)]
+
+
+def test_rows_that_do_not_fit_are_told_apart_from_batches_that_do_not() -> None:
+    def run(batch: Tensors) -> Tensors:
+        tokens = batch["tokens"]
+        if tokens.size > 30:
+            raise OutOfMemory(f"m 1: out of memory on cuda:0: {tokens.size} tokens")
+        return {"y": (tokens != -1).sum(axis=1).astype(np.float32)}
+
+    model = Model(manifest([TOKENS], [Y], max_rows=16, **RAGGED), run)
+    rows = [[1] * length for length in (5, 40, 6, 7, 5, 5, 6)]
+    got = Predictor(model).predict({"tokens": ragged(rows)}, len(rows))
+    assert codes(got) == {1: "model_failed"}
+    assert got.reasons[1].reason == "m 1: out of memory on cuda:0: 40 tokens"
+    assert got.outputs["y"].tolist() == [5, 6, 7, 5, 5, 6]
 
 
 def test_what_the_model_refuses_is_told_in_its_words() -> None:

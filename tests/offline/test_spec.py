@@ -390,6 +390,7 @@ def test_faults_of_the_command_line(tmp_path: Path, change: str, message: str) -
         {"limits": {"max_dead_letters": 5, "batch_rows": 3, "max_memory_bytes": 10**9}},
         {"repository": "/elsewhere"},
         {"allow_code": True},
+        {"options": {}},
     ],
 )
 def test_what_may_change_between_runs(changes: dict[str, Any]) -> None:
@@ -404,6 +405,7 @@ def test_what_may_change_between_runs(changes: dict[str, Any]) -> None:
         {"version": 3},
         {"model": "other"},
         {"device": "cpu"},
+        {"options": {"onnx": {"fp16": True}}},
         {"input__uri": "other"},
         {"input__columns": {"a": "b"}},
         {"output__prefix": "p_"},

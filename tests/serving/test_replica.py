@@ -18,9 +18,11 @@ from rayprism.errors import (
     CodeNotAllowed,
     ConfigInvalid,
     DigestMismatch,
+    LoadFailed,
     RepositoryError,
     SetupError,
 )
+from rayprism.models.gpu import Gpu
 from rayprism.models.loader import load_model
 from rayprism.models.push import push_model
 from rayprism.models.repository import ModelVersion, Repository
@@ -288,10 +290,21 @@ def test_serve_calls_it_also_without_a_user_config() -> None:
 
 @pytest.fixture
 def in_serve(monkeypatch: pytest.MonkeyPatch, store: Store) -> dict[str, float]:
-    """What Ray tells a replica: the name of its application, and the resources it has."""
+    """What Ray tells a replica: the name of its application, and the resources it has.
+
+    A GPU of these, or a part of one, is the one that Ray calls 0.
+    """
     resources = {"CPU": 3.0}
+
+    def ids() -> dict[str, list[str]]:
+        return {"GPU": ["0"] if resources.get("GPU") else []}
+
     context = SimpleNamespace(app_name="app", replica_id=SimpleNamespace(unique_id="a-replica"))
-    runtime = SimpleNamespace(get_assigned_resources=lambda: resources, get_node_id=lambda: "node")
+    runtime = SimpleNamespace(
+        get_assigned_resources=lambda: resources,
+        get_accelerator_ids=ids,
+        get_node_id=lambda: "node",
+    )
     monkeypatch.setattr(replica_module.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(replica_module.ray, "get_runtime_context", lambda: runtime)
     monkeypatch.setattr(replica_module, "ask_controller", lambda: {"applications": {}})
@@ -330,7 +343,13 @@ def test_a_replica_loads_its_version_with_the_cpus_that_it_has(
     async def run() -> None:
         args = {"model": "tiny", "version": 1, "repository": str(repository.root), "device": "cpu"}
         replica = await start(args)
-        assert asked == {"allow_code": False, "threads": threads, "device": "cpu"}
+        assert asked == {
+            "allow_code": False,
+            "threads": threads,
+            "device": "cpu",
+            "gpu": Gpu(),
+            "options": {},
+        }
         assert replica.service.model_name == "tiny"
         assert replica._config_key == KEY, "by application: two of them may serve one model"
         assert isinstance(replica.__serve_build_asgi_app__(), ModelApp)
@@ -340,6 +359,56 @@ def test_a_replica_loads_its_version_with_the_cpus_that_it_has(
         await stop(replica)
 
     run()
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "expected"),
+    [
+        ({"GPU": 0.25}, "auto", ("cuda", Gpu(0, 0.25))),
+        ({"GPU": 1.0}, "cuda", ("cuda", Gpu(0, 1.0))),
+        ({"GPU": 1.0}, "cpu", ("cpu", Gpu())),
+        ({}, "auto", ("cpu", Gpu())),
+    ],
+)
+def test_a_replica_takes_the_part_of_a_gpu_that_it_has(
+    repository: Repository,
+    tiny: ModelVersion,
+    in_serve: dict[str, float],
+    resources: dict[str, float],
+    device: str,
+    expected: tuple[str, Gpu],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_serve.update(resources)
+    # A node that shows all of its GPUs to a process that asked for none.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0" if resources else "0,1")
+    asked: dict[str, Any] = {}
+
+    def load(version: ModelVersion, **options: Any) -> Any:
+        asked.update(options)
+        return load_model(version, device="cpu")
+
+    monkeypatch.setattr(replica_module, "load_model", load)
+    options = {"onnx": {"provider": "tensorrt"}}
+    args = {"model": "tiny", "version": 1, "repository": str(repository.root)}
+
+    @async_test
+    async def run() -> None:
+        await stop(await start({**args, "device": device, "options": options}))
+
+    run()
+    assert (asked["device"], asked["gpu"]) == expected
+    assert asked["options"] == options
+
+
+@async_test
+async def test_a_replica_that_should_have_a_gpu_and_has_none_does_not_start(
+    repository: Repository, tiny: ModelVersion, in_serve: dict[str, float], sent: list[str]
+) -> None:
+    args = {"model": "tiny", "version": 1, "repository": str(repository.root), "device": "cuda"}
+    with pytest.raises(LoadFailed, match=r"Ray assigned no GPU to this process.*num_gpus: 1"):
+        await start(args)
+    assert sent == ["load_failed"]
 
 
 @async_test
@@ -463,6 +532,7 @@ def test_build_makes_the_one_deployment(repository: Repository, tiny: ModelVersi
         "repository": str(repository.root.resolve()),
         "allow_code": False,
         "device": "auto",
+        "options": {},
     }
     json.dumps(args_of(application))
 

@@ -18,12 +18,14 @@ import httpx
 import pytest
 
 from rayprism.errors import DigestMismatch, GoldenMismatch, RayprismError
+from rayprism.models.gpu import GpuFacts
 from rayprism.models.loader import load_model
 from rayprism.models.repository import ModelVersion
 from rayprism.serving.http import ModelApp
 from rayprism.serving.service import ModelService
 from rayprism.serving.settings import UserConfig
 from rayprism.telemetry.export import Exporter, send_once
+from rayprism.telemetry.gpu import GpuReading
 from tests.support.asyncs import async_test, until
 from tests.support.models import mlp_example
 from tests.support.recorded import Recorded
@@ -191,6 +193,73 @@ def test_what_is_counted_arrives(
     roles = {"replica": "r1", "application": "app", "role": "stable"}
     info = {**labels, **roles, "runtime": "onnx", "device": "cpu"}
     assert agent.value("rayprism_replica_info", **info) == 1
+
+
+# GPUs
+
+GPU_USED = ("rayprism_gpu_memory_used_bytes", "version", "replica", "gpu")
+GPU_LIMIT = ("rayprism_gpu_memory_limit_bytes", "version", "replica", "gpu")
+GPU_BUSY = ("rayprism_gpu_utilization_ratio", "version", "replica", "gpu")
+
+
+class StandInMeter:
+    """Stand-in for what NVML says."""
+
+    def __init__(self) -> None:
+        self.reading = GpuReading()
+        self.threads: list[str] = []
+
+    def read(self) -> None:
+        self.threads.append(threading.current_thread().name)
+        self.reading = GpuReading(700.0, 0.5)
+
+
+@asynccontextmanager
+async def on_gpu(version: ModelVersion, limit_bytes: int | None) -> AsyncIterator[Recorded]:
+    """The telemetry of a replica whose model says that it runs on a GPU."""
+    model = await asyncio.to_thread(load_model, version)
+    model.gpu, model.gpu_limit_bytes = GpuFacts("H100", "GPU-1", 1000), limit_bytes
+    made = make()
+    service = ModelService(model, UserConfig(), telemetry=made.telemetry)
+    made.start(model, service)
+    yield Recorded(made.telemetry.recorder)
+    await service.close()
+    await made.close()
+
+
+@pytest.mark.parametrize(("limit_bytes", "shown"), [(250, 250), (None, 1000)])
+def test_a_replica_on_a_gpu_tells_what_it_has_of_it(
+    tiny: ModelVersion,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_bytes: int | None,
+    shown: float,
+) -> None:
+    meter = StandInMeter()
+    monkeypatch.setattr(reporting_module.GpuMeter, "open", lambda uuid: meter)
+    monkeypatch.setattr(reporting_module, "_FLUSH_LOG_EVERY_S", 0.01)
+
+    @async_test
+    async def run() -> None:
+        async with on_gpu(tiny, limit_bytes) as seen:
+            await until(lambda: len(meter.threads) > 1)
+            labels = ("1", "r1", "GPU-1")
+            assert seen.gauges(*GPU_LIMIT) == {labels: shown}
+            assert seen.gauges(*GPU_USED) == {labels: 700}
+            assert seen.gauges(*GPU_BUSY) == {labels: 0.5}
+        assert threading.current_thread().name not in meter.threads, "requests do not wait for it"
+
+    run()
+
+
+@async_test
+async def test_without_nvml_the_limit_is_told_and_the_rest_is_not(
+    tiny: ModelVersion,
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(reporting_module.GpuMeter, "open", lambda uuid: None)
+        async with on_gpu(tiny, 250) as seen:
+            assert seen.gauges(*GPU_LIMIT) == {("1", "r1", "GPU-1"): 250}
+            assert seen.gauges(*GPU_USED) == seen.gauges(*GPU_BUSY) == {}
 
 
 def test_metrics_may_be_turned_off(

@@ -18,6 +18,7 @@ from rayprism.errors import (
     InvalidInput,
     ModelFailed,
     NotReady,
+    OutOfMemory,
     Overloaded,
     TooLarge,
 )
@@ -576,3 +577,191 @@ async def test_who_cannot_be_told_keeps_no_other_from_its_answer() -> None:
         assert ended[0][0]["y"].tolist() == [[4.0]]
         assert (await infer(scheduler, 3.0))["y"].tolist() == [[6.0]]
     assert len(model.batches[0]) == 2, "they shared a batch"
+
+
+# Memory that runs out
+
+
+class TightModel(DoublingModel):
+    """Has memory for so many elements, padding included, and notes those that did not fit."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.refused: list[int] = []
+
+    def run(self, batch: Tensors) -> Tensors:
+        if batch["x"].size > self.most:
+            self.entered.set()
+            assert self.gate.wait(10)
+            self.refused.append(batch["x"].size)
+            raise OutOfMemory("tight 1: out of memory on cuda:0")
+        return super().run(batch)
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@async_test
+async def test_a_batch_that_does_not_fit_is_halved_and_everybody_is_answered() -> None:
+    model, statistics = TightModel(3), Statistics()
+    async with running(model, statistics=statistics, limits={"max_rows": 16}) as scheduler:
+        blocker = await hold(scheduler, model)
+        tasks = [infer(scheduler, float(value)) for value in range(1, 13)]
+        await until(lambda: scheduler.queued_rows == 12)
+        model.gate.set()
+        answers = [(await task)["y"].tolist() for task in tasks]
+        assert answers == [[[2.0 * value]] for value in range(1, 13)]
+        await blocker
+        assert model.refused == [12, 6], "halves of what was known to be too large are not tried"
+        assert [len(batch) for batch in model.batches] == [3, 3, 3, 3]
+        assert statistics.failures == {}
+        assert scheduler.out_of_memory == 2
+        assert scheduler.limit_share == 3 / 16
+
+
+@async_test
+async def test_batches_after_it_are_smaller() -> None:
+    model = TightModel(3)
+    async with running(model, limits={"max_rows": 8}) as scheduler:
+        assert len((await infer(scheduler, *range(8)))["y"]) == 8
+        assert model.refused == [8, 4]
+        model.batches.clear()
+        blocker = await hold(scheduler, model)
+        tasks = [infer(scheduler, float(value)) for value in range(6)]
+        await until(lambda: scheduler.queued_rows == 6)
+        model.gate.set()
+        await asyncio.gather(blocker, *tasks)
+        assert [len(batch) for batch in model.batches] == [2, 2, 2]
+        assert model.refused == [8, 4]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 7])
+def test_a_request_of_many_rows_is_cut_and_put_together(most: int) -> None:
+    """Whatever fits; two of them at once, so that pieces of one are not taken for the other's."""
+
+    @async_test
+    async def run() -> None:
+        model = TightModel(most)
+        async with running(model, limits={"max_rows": 8}) as scheduler:
+            tasks = [infer(scheduler, *range(start, start + 19)) for start in (0, 100)]
+            for task, start in zip(tasks, (0, 100), strict=True):
+                given = (await task)["y"].ravel().tolist()
+                assert given == [2 * (start + i) for i in range(19)]
+            assert scheduler.queued_rows == 0
+            assert (await infer(scheduler, 5.0))["y"].tolist() == [[10.0]]
+
+    run()
+
+
+def wide(length: int) -> Tensors:
+    return {"x": np.ones((1, length), np.float32)}
+
+
+@async_test
+async def test_a_row_that_does_not_fit_fails_alone_and_changes_nothing() -> None:
+    model, statistics = TightModel(16), Statistics()
+    ragged = {"x": RaggedAxis(1)}
+    async with running(model, ragged=ragged, statistics=statistics) as scheduler:
+        blocker = await hold(scheduler, model)
+        lengths = [3, 2, 40, 3]
+        tasks = [
+            asyncio.create_task(scheduler.infer(wide(n), 1, timeout_s=30, request_id=f"r{n}"))
+            for n in lengths
+        ]
+        await until(lambda: scheduler.queued_rows == 4)
+        model.gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        await blocker
+        assert isinstance(answers[2], OutOfMemory)
+        assert "a single row of this request does not fit" in str(answers[2])
+        assert "request id r40" in str(answers[2])
+        assert answers[2].code == "model_failed"
+        assert [len(answer["y"]) for answer in answers if isinstance(answer, dict)] == [1, 1, 1]
+        assert statistics.failures == {"model_failed": 1}
+        share = scheduler.limit_share
+        with pytest.raises(OutOfMemory):
+            await scheduler.infer(wide(50), 1, timeout_s=30)
+        assert scheduler.limit_share == share, "a long row is no reason for smaller batches"
+
+
+@async_test
+async def test_ragged_batches_are_bounded_by_their_padded_cost() -> None:
+    model = TightModel(24)
+    async with running(
+        model, ragged={"x": RaggedAxis(1)}, limits={"max_rows": 64, "max_cost": 64}
+    ) as scheduler:
+        blocker = await hold(scheduler, model)
+        tasks = [asyncio.create_task(scheduler.infer(wide(8), 1, timeout_s=30)) for _ in range(8)]
+        await until(lambda: scheduler.queued_rows == 8)
+        model.gate.set()
+        await asyncio.gather(blocker, *tasks)
+        assert model.refused == [64, 32]
+        assert scheduler.limit_share == 16 / 64
+        assert all(batch.size <= 16 for batch in model.batches)
+
+
+@async_test
+async def test_the_limit_rises_again_where_memory_came_back() -> None:
+    model, clock = TightModel(4), Clock()
+    async with running(model, clock=clock, execution="inline") as scheduler:
+        await infer(scheduler, *range(8))
+        assert scheduler.limit_share == 0.5
+        model.most = 100
+        for _ in range(20):
+            clock.now_s += 61.0
+            await infer(scheduler, 1.0)
+        assert scheduler.limit_share == 1.0
+        model.batches.clear()
+        await infer(scheduler, *range(8))
+        assert [len(batch) for batch in model.batches] == [8]
+
+
+@async_test
+async def test_what_is_configured_anew_stays_below_what_fits() -> None:
+    model = TightModel(4)
+    async with running(model) as scheduler:
+        await infer(scheduler, *range(8))
+        for rows, share in ((16, 0.25), (4, 1.0), (2, 1.0)):
+            scheduler.reconfigure(BatchLimits(rows, 100), "thread")
+            assert scheduler.limit_share == share
+            model.batches.clear()
+            await infer(scheduler, *range(8))
+            assert max(len(batch) for batch in model.batches) == min(rows, 4)
+        assert model.refused == [8]
+
+
+@async_test
+async def test_a_client_that_leaves_while_its_batch_runs_out_of_memory_is_not_run_again() -> None:
+    model = TightModel(2)
+    async with running(model) as scheduler:
+        model.gate.clear()
+        leaves = infer(scheduler, 1, 2, 3, 4)
+        await until(model.entered.is_set)
+        leaves.cancel()
+        await until(leaves.done)
+        model.gate.set()
+        assert (await infer(scheduler, 5.0))["y"].tolist() == [[10.0]]
+        assert model.refused == [4]
+        assert [batch.ravel().tolist() for batch in model.batches] == [[5.0]]
+
+
+@async_test
+async def test_deadlines_hold_while_a_batch_is_halved() -> None:
+    model, statistics = TightModel(1), Statistics()
+    async with running(model, statistics=statistics) as scheduler:
+        model.gate.clear()
+        late = infer(scheduler, 1, 2, 3, 4, timeout_s=0.02)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        model.gate.set()
+        assert (await infer(scheduler, 5.0))["y"].tolist() == [[10.0]]
+        assert statistics.failures == {"deadline_exceeded": 1}
+        assert scheduler.queued_rows == 0

@@ -74,6 +74,8 @@ ARGS_FAULTS: list[tuple[Any, str, str]] = [
     ({**FINE, "device": "gpu"}, "device", "'auto', 'cpu' or 'cuda'; got 'gpu'"),
     ({**FINE, "device": "CPU"}, "device", "'cpu'"),
     ({**FINE, "device": None}, "device", "got None"),
+    ({**FINE, "options": [1]}, "options", "valid dictionary; got [1]"),
+    ({**FINE, "options": None}, "options", "got None"),
     ({**FINE, "versions": 1}, "versions", "Did you mean 'version'?"),
     ({**FINE, "Allow_Code": True}, "Allow_Code", "Did you mean 'allow_code'?"),
     ({**FINE, "user_config": {}}, "user_config", "unknown key. Allowed: model, version"),
@@ -170,6 +172,7 @@ def test_defaults() -> None:
         "repository": None,
         "allow_code": False,
         "device": "auto",
+        "options": {},
     }
     want = {
         "max_batch_rows": None,

@@ -18,7 +18,7 @@ from rayprism.telemetry.catalogue import (
 )
 
 _UNITS = ("seconds", "bytes", "rows", "ratio", "info")
-_COUNTED = ("requests", "fallbacks", "copies", "outputs", "loads", "refusals", "shards")
+_COUNTED = ("requests", "fallbacks", "copies", "outputs", "loads", "refusals", "shards", "batches")
 _BARE = ("rayprism_job_actors", "rayprism_job_shards_left")
 """Gauges that count things."""
 _AGENT_KEEPS = 2000

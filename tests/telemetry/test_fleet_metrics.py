@@ -42,6 +42,7 @@ NO_GPU = "needs a GPU: Ray says nothing of them where there is none"
 ABSENT = {
     "ray_node_gpus": NO_GPU,
     "ray_node_gram": NO_GPU,
+    "ray_rayprism_gpu": NO_GPU,
 }
 """Metrics that this fleet cannot have, and why; whatever asks for them may stay without data."""
 ALERTS = {

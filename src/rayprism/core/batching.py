@@ -223,15 +223,19 @@ class BatchQueue:
         if len(batch) == 1:
             return batch[0]
         middle = len(batch) // 2
-        for half in (tuple(batch[middle:]), tuple(batch[:middle])):
-            for pending in half:
+        self.retry(batch[:middle], batch[middle:])
+        return None
+
+    def retry(self, *batches: Sequence[Pending]) -> None:
+        """Takes back requests, to be run before anything else, in these batches and this order."""
+        for batch in reversed(batches):
+            for pending in batch:
                 if not pending.cancelled:
                     self._enter(pending)
                     # Its first entry may be gone already.
                     entry = (pending.deadline_s, next(self._numbers), pending)
                     heapq.heappush(self._deadlines, entry)
-            self._retries.appendleft(half)
-        return None
+            self._retries.appendleft(tuple(batch))
 
     def decide(self, now_s: float, *, free: bool, floor_s: float = 0.0) -> Decision:
         """What to do now.

@@ -217,8 +217,8 @@ class ModelChecks:
         if args is not None and args.device == "cuda" and not gpus:
             self._warn(
                 f"{path}.ray_actor_options",
-                "args.device is 'cuda', but no `num_gpus` is asked for: Ray hides GPUs from "
-                "replicas that reserve none",
+                "args.device is 'cuda', but no `num_gpus` is asked for: a replica to which Ray "
+                "assigns no GPU does not start",
             )
         return settings
 

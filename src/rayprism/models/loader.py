@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 from rayprism.core.compare import compare_outputs
 from rayprism.core.tensors import (
@@ -22,26 +22,35 @@ from rayprism.core.tensors import (
     count_rows,
     datatype_of,
     numpy_dtype,
-    ragged_length,
 )
 from rayprism.errors import (
     CodeNotAllowed,
     GoldenMismatch,
     LoadFailed,
     ModelFailed,
+    OutOfMemory,
     RayprismError,
 )
 from rayprism.models.batches import (
     checked_prepared,
     fixed_rows,
     plain_outputs,
-    resize_rows,
     run_fixed,
 )
-from rayprism.models.manifest import Batching, Manifest
+from rayprism.models.engines import building, engine_folder
+from rayprism.models.gpu import Device, Gpu, GpuFacts, memory_limit, read_gpu
+from rayprism.models.manifest import Manifest
+from rayprism.models.memory import free_cached_memory, out_of_memory
 from rayprism.models.python import Processor
 from rayprism.models.repository import ModelVersion
-from rayprism.models.runtime import Device, Runtime, RuntimeSettings, Signature, open_runtime
+from rayprism.models.runtime import (
+    Runtime,
+    RuntimeSettings,
+    Signature,
+    merge_options,
+    open_runtime,
+)
+from rayprism.models.warm_up import warm_up
 
 __all__ = [
     "LoadedModel",
@@ -50,12 +59,6 @@ __all__ = [
     "load_model",
     "load_preprocessing",
 ]
-
-# What the largest batch of the warm-up may take. A replica that is needed is needed soon, and a
-# model so slow that this cuts its batch is never run on the event loop, whatever was measured.
-_WARM_UP_LIMIT_S = 0.05
-# A run shorter than this is measured twice.
-_MEASURE_ONCE_S = 0.5
 
 
 class Preprocessing:
@@ -108,7 +111,9 @@ class LoadedModel(Preprocessing):
     """A version that is ready to run. Made by `load_model`.
 
     Attributes:
-        device: Where it runs: `cpu` or `cuda:0`.
+        device: Where it runs: `cpu`, or `cuda:` and CUDA's number of the GPU.
+        gpu: What the driver says of that GPU; None on the CPU.
+        gpu_limit_bytes: What the engine may take of its memory; None: all that there is.
         load_s: Seconds by step: verify, open, warm_up, golden.
         measured_run_s: Seconds of one run of the largest batch that was warmed up.
         measured_rows: The rows of that batch.
@@ -120,6 +125,8 @@ class LoadedModel(Preprocessing):
     ) -> None:
         super().__init__(version, processor)
         self.device = runtime.device
+        self.gpu: GpuFacts | None = None
+        self.gpu_limit_bytes: int | None = None
         self.load_s: dict[str, float] = {}
         self.measured_run_s = 0.0
         self.measured_rows = 0
@@ -143,11 +150,20 @@ class LoadedModel(Preprocessing):
 
         Raises:
             ModelFailed: An output is missing, of another datatype, or has another number of rows.
-            Exception: Whatever the model raised.
+            OutOfMemory: The batch does not fit into the memory of the device.
+            Exception: Whatever else the model raised.
         """
-        if self._fixed_rows is None:
-            return self._run(batch)
-        return run_fixed(self._run, batch, self._fixed_rows)
+        try:
+            if self._fixed_rows is None:
+                return self._run(batch)
+            return run_fixed(self._run, batch, self._fixed_rows)
+        except Exception as error:
+            told = out_of_memory(error)
+            if told is None:
+                raise
+        # Not in the handler: the error holds the frames of the run, and they its tensors.
+        free_cached_memory()
+        raise OutOfMemory(f"{self._name}: out of memory on {self.device}: {told}")
 
     def _run(self, batch: Tensors) -> Tensors:
         outputs = self._runtime.run(batch)
@@ -197,6 +213,8 @@ def load_model(
     allow_code: bool = False,
     threads: int = 1,
     device: Device = "auto",
+    gpu: Gpu | None = None,
+    options: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> LoadedModel:
     """Loads a version and proves it.
@@ -206,6 +224,8 @@ def load_model(
         allow_code: Whether code in the version's folder may run.
         threads: Threads of one run.
         device: `auto` takes a GPU where CUDA_VISIBLE_DEVICES names one.
+        gpu: Which one, and how much of it; by default the first that is visible, as a whole.
+        options: The operator's, laid over the manifest's.
         check: Whether the golden example is run. The digests are checked in any case.
 
     Raises:
@@ -220,20 +240,51 @@ def load_model(
     with _timed(load_s, "verify"):
         version.verify()
     check_code_allowed(manifest.runs_code, allow_code, f"{manifest.model} {manifest.version}")
-    with _timed(load_s, "open"), _no_collection():
-        model = _open(version, RuntimeSettings(threads, device, manifest.options, allow_code))
-    try:
-        example = _example(model)
-        with _timed(load_s, "warm_up"):
-            _warm_up(model, example)
-        if check:
-            with _timed(load_s, "golden"):
-                _check_golden(model, example)
-    except BaseException:
-        model.close()
-        raise
+    settings = _settings(version.manifest, allow_code, threads, device, gpu or Gpu(), options or {})
+    with ExitStack() as stack:
+        if settings.engines is not None:
+            stack.enter_context(building(settings.engines))
+        with _timed(load_s, "open"), _no_collection():
+            model = _open(version, settings)
+        try:
+            example = _example(model)
+            with _timed(load_s, "warm_up"):
+                warm_up(model, example)
+            if check:
+                with _timed(load_s, "golden"):
+                    _check_golden(model, example)
+        except BaseException:
+            model.close()
+            raise
     model.load_s = load_s
     return model
+
+
+def _settings(
+    manifest: Manifest,
+    allow_code: bool,
+    threads: int,
+    device: Device,
+    gpu: Gpu,
+    options: Mapping[str, Any],
+) -> RuntimeSettings:
+    merged = merge_options(manifest.options, options)
+    settings = RuntimeSettings(
+        threads,
+        device,
+        merged,
+        allow_code,
+        gpu=gpu,
+    )
+    onnx = merged.get("onnx")
+    builds = isinstance(onnx, Mapping) and onnx.get("provider") == "tensorrt"
+    if manifest.runtime == "onnx" and builds and settings.wants_gpu:
+        try:
+            settings = replace(settings, engines=engine_folder(manifest, read_gpu(gpu.index)))
+        except LoadFailed:
+            if device == "cuda":
+                raise
+    return settings
 
 
 def check_code_allowed(runs_code: bool, allow_code: bool, what: str) -> None:
@@ -292,7 +343,12 @@ def _open(version: ModelVersion, settings: RuntimeSettings) -> LoadedModel:
             f"{manifest.model} {manifest.version}: {manifest.file} is not what the manifest says: "
             f"{'; '.join(problems)}. Mend: push the model again"
         )
-    return LoadedModel(version, runtime, processor)
+    model = LoadedModel(version, runtime, processor)
+    if model.device != "cpu":
+        with suppress(LoadFailed):
+            model.gpu = read_gpu(settings.gpu.index)
+            model.gpu_limit_bytes = memory_limit(model.gpu.total_bytes, settings.gpu.share)
+    return model
 
 
 def _processor(version: ModelVersion) -> Processor | None:
@@ -365,61 +421,6 @@ def _example(model: LoadedModel) -> Tensors:
         raise LoadFailed(f"{model._name}: golden example: {error}") from error
     except Exception as error:
         raise LoadFailed(f"{model._name}: preprocess raised {_told(error)}") from error
-
-
-def _warm_up(model: LoadedModel, example: Tensors) -> None:
-    """Runs 1 row and the largest batch that is soon done, then the manifest's own shapes.
-
-    The data are the golden example's, repeated: values that the model is known to take.
-    """
-    batching = model.manifest.batching
-    if not batching.batched:
-        taken_s, rows = _timed_run(model, example), 1
-    else:
-        rows = 1 if model._fixed_rows is None else model._fixed_rows
-        taken_s = _timed_run(model, resize_rows(example, rows))
-        wanted = max(_most_rows(batching, example), rows)
-        soon_done = min(wanted, int(rows * _WARM_UP_LIMIT_S / taken_s))
-        if soon_done > rows:
-            rows = soon_done
-            taken_s = _timed_run(model, resize_rows(example, rows))
-        if rows < wanted:
-            model.notes = (
-                f"warmed up with {rows} of at most {wanted} rows, which took {taken_s:.3g} s",
-            )
-    model.measured_rows, model.measured_run_s = rows, taken_s
-    for shapes in model.manifest.warmup:
-        _one_run(model, {name: np.resize(example[name], shape) for name, shape in shapes.items()})
-
-
-def _most_rows(batching: Batching, example: Tensors) -> int:
-    if batching.max_cost is None:
-        return batching.max_rows
-    return min(batching.max_rows, batching.max_cost // ragged_length(example, batching.ragged))
-
-
-def _timed_run(model: LoadedModel, batch: Tensors) -> float:
-    """Seconds of a run; the better of two where that costs little.
-
-    What the first run pays once must not be taken for the model's speed.
-    """
-    first_s = _one_run(model, batch)
-    return min(first_s, _one_run(model, batch)) if first_s < _MEASURE_ONCE_S else first_s
-
-
-def _one_run(model: LoadedModel, batch: Tensors) -> float:
-    started = time.perf_counter()
-    try:
-        model.run(batch)
-    except Exception as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
-        hint = ""
-        if model.manifest.batching.batched:
-            hint = ". If axis 0 is not the row, push with batching {batched: false, max_rows: 1}"
-        raise LoadFailed(
-            f"{model._name}: warming up with {shapes} raised {_told(error)}{hint}"
-        ) from error
-    return time.perf_counter() - started
 
 
 def _check_golden(model: LoadedModel, example: Tensors) -> None:

@@ -1,4 +1,4 @@
-"""ONNX models through ONNX Runtime, on CPU or CUDA.
+"""ONNX models through ONNX Runtime, on CPU or GPU.
 
 No code of a model runs: custom-op libraries are never registered, and the files beside a model
 (external data) are read by ONNX Runtime only from inside the version's folder, whose every file
@@ -6,6 +6,8 @@ the manifest lists.
 
 Options, under `options.onnx` of the manifest:
     graph_optimization: `all` (default), `extended`, `basic` or `disable`.
+
+Those of `rayprism.models.onnx_gpu` stand there too, and mean nothing on the CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import numpy as np
 
 from rayprism.core.tensors import Array, Datatype, Tensors, TensorSpec, suggest
 from rayprism.errors import InvalidInput, LoadFailed
-from rayprism.models.runtime import RuntimeSettings, Signature, gpu_is_assigned, runtime_options
+from rayprism.models.onnx_gpu import GPU_OPTIONS, BoundRun, gpu_providers, missing_provider
+from rayprism.models.runtime import RuntimeSettings, Signature, runtime_options
 
 __all__ = ["OnnxRuntime"]
 
@@ -40,8 +43,7 @@ _DATATYPES = {
     "tensor(double)": Datatype.FP64,
     "tensor(string)": Datatype.BYTES,
 }
-_OPTIONS = {"graph_optimization": ("all", "extended", "basic", "disable")}
-_CUDA = "CUDAExecutionProvider"
+_OPTIONS = {"graph_optimization": ("all", "extended", "basic", "disable"), **GPU_OPTIONS}
 _CPU = "CPUExecutionProvider"
 # Errors are raised; on standard error they would only be there twice, without a request id.
 _FATAL_ONLY = 4
@@ -60,6 +62,9 @@ class OnnxRuntime:
         self._string_inputs = _of_strings(signature.inputs)
         self._string_outputs = _of_strings(outputs)
         self._strings = bool(self._string_inputs or self._string_outputs)
+        self._bound: BoundRun | None = None
+        if device != "cpu" and not self._strings:  # strings are only ever on the CPU
+            self._bound = BoundRun(session, self._names, device)
 
     @classmethod
     def open(
@@ -80,10 +85,10 @@ class OnnxRuntime:
 
         Raises:
             LoadFailed: onnxruntime is not installed, the file is not a model that it can load, a
-                tensor is of a type that cannot be served, or CUDA was asked for and not got.
+                tensor is of a type that cannot be served, or a GPU was asked for and not got.
         """
         options = runtime_options(settings, "onnx", _OPTIONS)
-        session, device = _open_session(folder / file, settings, options["graph_optimization"])
+        session, device = _open_session(folder / file, settings, options)
         signature = Signature(
             inputs=tuple(_spec(file, "input", arg) for arg in session.get_inputs()),
             outputs=tuple(_spec(file, "output", arg) for arg in session.get_outputs()),
@@ -104,6 +109,8 @@ class OnnxRuntime:
 
     def run(self, inputs: Tensors) -> Tensors:
         """Runs one batch."""
+        if self._bound is not None:
+            return self._bound(inputs)
         if self._strings:
             return self._run_strings(inputs)
         names = self._names
@@ -121,7 +128,7 @@ class OnnxRuntime:
 
     def close(self) -> None:
         """Lets go of the session."""
-        self._session = None
+        self._session = self._bound = None
 
 
 def _of_strings(specs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
@@ -154,7 +161,9 @@ def _to_bytes(array: Array) -> Array:
     return raw.reshape(array.shape)
 
 
-def _open_session(path: Path, settings: RuntimeSettings, optimization: str) -> tuple[Any, str]:
+def _open_session(
+    path: Path, settings: RuntimeSettings, options: dict[str, Any]
+) -> tuple[Any, str]:
     try:
         import onnxruntime
     except ImportError as error:
@@ -162,40 +171,69 @@ def _open_session(path: Path, settings: RuntimeSettings, optimization: str) -> t
             f"onnxruntime cannot be imported ({error}). Install it: pip install 'rayprism[cpu]', "
             "or 'rayprism[gpu]' for CUDA"
         ) from error
-    wants_cuda = settings.device == "cuda" or (settings.device == "auto" and gpu_is_assigned())
-    providers: list[Any] = [_CPU]
-    if wants_cuda:
-        if _CUDA in onnxruntime.get_available_providers():
-            # CUDA libraries from Python packages are not on the loader's path by themselves.
-            onnxruntime.preload_dlls()
-            providers = [(_CUDA, {"device_id": "0"}), _CPU]
-        elif settings.device == "cuda":
-            raise LoadFailed(
-                f"{path.name}: device cuda was asked for, and this onnxruntime was built without "
-                "CUDA. Mend: pip uninstall onnxruntime, then pip install 'rayprism[gpu]'; or set "
-                "device: cpu"
-            )
+    if settings.wants_gpu:
+        try:
+            return _open_on_gpu(onnxruntime, path, settings, options)
+        except _NoGpu as error:
+            if settings.device == "cuda":
+                raise LoadFailed(f"{error}; or set device: cpu") from error
+            _log.warning("%s; running on the CPU", error)
+    return _make_session(onnxruntime, path, settings, options, [_CPU]), "cpu"
+
+
+class _NoGpu(LoadFailed):
+    """The model runs, but not on a GPU."""
+
+
+def _open_on_gpu(
+    onnxruntime: Any,
+    path: Path,
+    settings: RuntimeSettings,
+    options: dict[str, Any],
+) -> tuple[Any, str]:
+    missing = missing_provider(onnxruntime, options)
+    if missing:
+        raise _NoGpu(f"{path.name}: a GPU was asked for, and {missing}")
+    # CUDA libraries from Python packages are not on the loader's path by themselves.
+    onnxruntime.preload_dlls()
+    providers = [*gpu_providers(path.name, settings, options), _CPU]
+    session = _make_session(onnxruntime, path, settings, options, providers)
+    # Only the session knows: a provider that fails to start is dropped in silence.
+    active, wanted = session.get_providers(), providers[0][0]
+    if wanted not in active:
+        raise _NoGpu(
+            f"{path.name}: a GPU was asked for with {wanted}, and onnxruntime runs this model with "
+            f"{', '.join(active)}. {_GPU_HINT}"
+        )
+    # Else a run that fails there is tried again on the CPU, in silence and from then on.
+    session.disable_fallback()
+    return session, f"cuda:{settings.gpu.index}"
+
+
+_GPU_HINT = (
+    "Check that CUDA 13 and cuDNN 9 are installed (nvidia-smi; pip install "
+    "'onnxruntime-gpu[cuda,cudnn]'), TensorRT 10 where it is asked for (pip install "
+    "'rayprism[tensorrt]'), and that CUDA_VISIBLE_DEVICES names a device"
+)
+
+
+def _make_session(
+    onnxruntime: Any,
+    path: Path,
+    settings: RuntimeSettings,
+    options: dict[str, Any],
+    providers: list[Any],
+) -> Any:
     try:
-        session = onnxruntime.InferenceSession(
+        return onnxruntime.InferenceSession(
             str(path),
-            _session_options(onnxruntime, settings.threads, optimization),
+            _session_options(onnxruntime, settings.threads, options["graph_optimization"]),
             providers=providers,
+            # It would print what went wrong, and go on with other providers.
+            enable_fallback=0,
         )
     except Exception as error:
         raise LoadFailed(_load_message(path.name, error, onnxruntime)) from error
-    # Only the session knows: a provider that fails to start is dropped in silence.
-    active = session.get_providers()[0] == _CUDA
-    if wants_cuda and not active:
-        message = (
-            f"{path.name}: a GPU was asked for, and onnxruntime runs this model with "
-            f"{', '.join(session.get_providers())}. Check that CUDA 13 and cuDNN 9 are installed "
-            "(nvidia-smi; pip install 'onnxruntime-gpu[cuda,cudnn]'), and that "
-            "CUDA_VISIBLE_DEVICES names a device"
-        )
-        if settings.device == "cuda":
-            raise LoadFailed(f"{message}; or set device: cpu")
-        _log.warning("%s; running on the CPU", message)
-    return session, "cuda:0" if active else "cpu"
 
 
 def _session_options(onnxruntime: Any, threads: int, optimization: str) -> Any:
@@ -219,7 +257,9 @@ def _session_options(onnxruntime: Any, threads: int, optimization: str) -> Any:
 
 def _load_message(name: str, error: Exception, onnxruntime: Any) -> str:
     text = " ".join(str(error).split())
-    if "opset" in text.lower():
+    if any(word in text.lower() for word in ("cuda", "tensorrt", "cudnn")):
+        hint = _GPU_HINT[0].lower() + _GPU_HINT[1:]
+    elif "opset" in text.lower():
         hint = (
             f"onnxruntime {onnxruntime.__version__} does not know this opset: export the model "
             "with a lower one (opset_version=..., target_opset=...), or upgrade onnxruntime"

@@ -22,6 +22,9 @@ request, before it is queued, and makes the runtime's inputs: one row out for ea
 axes) and its outputs. Any of them may raise `rayprism.errors.InvalidInput` for a request that is
 the client's fault. BYTES tensors are object arrays of `bytes`.
 
+A model chooses its device itself, by what CUDA_VISIBLE_DEVICES names. One that says where it runs,
+in an attribute `device` (`"cuda:0"`), is shown so.
+
 Other files of the version are imported relatively (`from .helpers import clean`), so that modules
 of two versions in one process never mix.
 """
@@ -53,9 +56,9 @@ _serial = itertools.count(1)
 class PythonRuntime:
     """A Python class as a model. Opened with `PythonRuntime.open`."""
 
-    device = "cpu"
-
     def __init__(self, model: Any) -> None:
+        told = str(getattr(model, "device", ""))
+        self.device = told if told.startswith("cuda") else "cpu"
         self._model = model
         self.run: Callable[[Tensors], Tensors] = model.predict
 

@@ -6,30 +6,24 @@ this protocol import their engine (onnxruntime, torch) only when a model is open
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from rayprism.core.tensors import Tensors, TensorSpec
 from rayprism.errors import LoadFailed
+from rayprism.models.gpu import Device, Gpu, gpu_is_assigned
 from rayprism.models.manifest import Code, RuntimeKind
 
 __all__ = [
-    "Device",
     "Runtime",
     "RuntimeSettings",
     "Signature",
-    "gpu_is_assigned",
+    "merge_options",
     "open_runtime",
     "runtime_options",
 ]
-
-Device = Literal["auto", "cpu", "cuda"]
-
-# What CUDA_VISIBLE_DEVICES says where a process is to see no GPU.
-_NO_DEVICE = frozenset({"", "-1", "NoDevFiles", "none", "void"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +46,29 @@ class RuntimeSettings:
 
     Args:
         threads: Threads of one run; a replica gives its CPUs.
-        device: `auto` takes a GPU where CUDA_VISIBLE_DEVICES names one, as Ray does for a
-            replica that has one.
+        device: `auto` takes a GPU where CUDA_VISIBLE_DEVICES names one, and the CPU where that
+            cannot be used. In a process of Ray it was decided before, by `choose_device`.
         options: The manifest's `options`; a runtime reads the part under its own name.
         allow_code: Whether loading may run code that is in the model file.
+        gpu: Which GPU, and how much of it.
+        engines: Where TensorRT keeps what it made of the model for this GPU.
     """
 
     threads: int = 1
     device: Device = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     allow_code: bool = False
+    gpu: Gpu = field(default_factory=Gpu)
+    engines: Path | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise ValueError(f"threads {self.threads}: 1 or more")
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether the model is to run on a GPU, if it can."""
+        return self.device == "cuda" or (self.device == "auto" and gpu_is_assigned())
 
 
 class Runtime(Protocol):
@@ -73,7 +76,7 @@ class Runtime(Protocol):
 
     @property
     def device(self) -> str:
-        """Where it really runs: `cpu` or `cuda:0`."""
+        """Where it really runs: `cpu`, or `cuda:` and CUDA's number of the GPU."""
 
     def signature(self) -> Signature:
         """Inputs and outputs as the model itself declares them, where it can."""
@@ -126,9 +129,20 @@ def open_runtime(
     return PythonRuntime.open(folder, code, settings)
 
 
-def gpu_is_assigned() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES names a device for this process."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in _NO_DEVICE
+def merge_options(manifest: Mapping[str, Any], operator: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's options, with those of the operator laid over them, one by one.
+
+    Args:
+        manifest: Of a version.
+        operator: By runtime, as there.
+    """
+    merged = dict(manifest)
+    for name, value in operator.items():
+        before = merged.get(name)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            value = {**before, **value}
+        merged[name] = value
+    return merged
 
 
 def runtime_options(

@@ -1,4 +1,4 @@
-"""torch models, on CPU or CUDA: torch.export archives (.pt2) and TorchScript (.pt, .ts).
+"""torch models, on CPU or GPU: torch.export archives (.pt2) and TorchScript (.pt, .ts).
 
 What loading them can run, and what is therefore refused without `allow_code`, stands in
 `rayprism.models.torch_archive`: TorchScript always needs it, .pt2 only where it holds more than
@@ -8,6 +8,8 @@ Inputs are passed by name where the model's own names are the manifest's, else i
 order. A dict of outputs keeps its names; a tuple takes the names of the manifest's outputs, in
 order. Guards that torch derived while exporting are not compiled: every request was checked
 against the manifest's shapes by then.
+
+Options, under `options.torch`: those of `rayprism.models.torch_gpu`.
 """
 
 from __future__ import annotations
@@ -15,16 +17,17 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 
 from rayprism.core.tensors import Array, Datatype, Tensors, TensorSpec
 from rayprism.errors import CodeNotAllowed, LoadFailed, RayprismError
-from rayprism.models.runtime import RuntimeSettings, Signature, gpu_is_assigned, runtime_options
+from rayprism.models.runtime import RuntimeSettings, Signature, runtime_options
 from rayprism.models.torch_archive import archive_kind, find_risks
+from rayprism.models.torch_gpu import BF16, GPU_OPTIONS, TorchGpu, to_array
 
 __all__ = ["TorchRuntime"]
 
@@ -45,7 +48,6 @@ _DATATYPES = {
     "float32": Datatype.FP32,
     "float64": Datatype.FP64,
 }
-_BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class TorchRuntime:
@@ -59,10 +61,12 @@ class TorchRuntime:
         positional: tuple[str, ...],
         keywords: tuple[str, ...],
         outputs: tuple[str, ...],
+        gpu: TorchGpu | None = None,
     ) -> None:
         import torch
 
         self.device = device
+        self._gpu = gpu
         self._torch = torch
         self._module: Callable[..., Any] | None = module
         self._signature = signature
@@ -91,10 +95,10 @@ class TorchRuntime:
 
         Raises:
             CodeNotAllowed: Loading could run code, and it is not allowed.
-            LoadFailed: torch is not installed, the file is a pickle or cannot be loaded, or CUDA
+            LoadFailed: torch is not installed, the file is a pickle or cannot be loaded, or a GPU
                 was asked for and not got.
         """
-        runtime_options(settings, "torch", {})
+        options = runtime_options(settings, "torch", GPU_OPTIONS)
         path = folder / file
         try:
             import torch
@@ -105,13 +109,16 @@ class TorchRuntime:
         kind = archive_kind(path)
         device = _device(torch, path.name, settings)
         torch.set_num_threads(settings.threads)
+        gpu = None if device == "cpu" else TorchGpu(torch, device, settings.gpu, options)
+        if gpu:
+            gpu.expect(outputs)
         names = tuple(spec.name for spec in outputs)
         try:
             if kind == "script":
                 _check_code(path.name, ["it is a TorchScript program"], settings)
-                return cls._open_script(torch, path, device, inputs, names)
+                return cls._open_script(torch, path, device, gpu, inputs, names)
             _check_code(path.name, find_risks(path), settings)
-            return cls._open_export(torch, path, device, names)
+            return cls._open_export(torch, path, device, gpu, names)
         except RayprismError:
             raise
         except Exception as error:
@@ -121,7 +128,9 @@ class TorchRuntime:
             ) from error
 
     @classmethod
-    def _open_export(cls, torch: Any, path: Path, device: str, outputs: tuple[str, ...]) -> Self:
+    def _open_export(
+        cls, torch: Any, path: Path, device: str, gpu: TorchGpu | None, outputs: tuple[str, ...]
+    ) -> Self:
         # Not torch.export.load: where this fails, that one tries an older, pickled format.
         from torch.export.pt2_archive._package import load_pt2
 
@@ -142,9 +151,12 @@ class TorchRuntime:
                 path.name, program, program.graph_signature.user_outputs, declared_outputs
             ),
         )
+        if gpu:
+            gpu.expect(signature.outputs)
         module = program.module(check_guards=False)
         # Its hooks would check shapes once more, and take longer than a small model does.
-        return cls(module.forward, device, signature, positional, keywords, declared_outputs)
+        run = module.forward if gpu is None else gpu.compile(module.forward)
+        return cls(run, device, signature, positional, keywords, declared_outputs, gpu)
 
     @classmethod
     def _open_script(
@@ -152,9 +164,15 @@ class TorchRuntime:
         torch: Any,
         path: Path,
         device: str,
+        gpu: TorchGpu | None,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[str, ...],
     ) -> Self:
+        if gpu is not None and gpu.compiles:
+            raise LoadFailed(
+                f"{path.name}: options.torch.compile needs a torch.export archive (.pt2), and this "
+                "is TorchScript, which torch.compile does not take. Export it with torch.export"
+            )
         with warnings.catch_warnings():
             # torch asks for torch.export instead; who has an archive cannot follow that here.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -162,8 +180,8 @@ class TorchRuntime:
         own = [argument.name for argument in module.forward.schema.arguments[1:]]
         given = tuple(spec.name for spec in inputs)
         if set(given) == set(own):
-            return cls(module, device, Signature(), (), given, outputs)
-        return cls(module, device, Signature(), given, (), outputs)
+            return cls(module, device, Signature(), (), given, outputs, gpu)
+        return cls(module, device, Signature(), given, (), outputs, gpu)
 
     def signature(self) -> Signature:
         """As an exported program declares it; TorchScript declares nothing."""
@@ -178,40 +196,38 @@ class TorchRuntime:
         positional = self._positional
         if not positional and not self._keywords:
             positional = tuple(inputs)
-        with torch.inference_mode():
+        gpu = self._gpu
+        with torch.inference_mode(), gpu.running() if gpu else nullcontext():
             given = module(
                 *[self._to_tensor(inputs[name]) for name in positional],
                 **{name: self._to_tensor(inputs[name]) for name in self._keywords},
             )
-            if isinstance(given, torch.Tensor):
-                given = (given,)
-            if isinstance(given, Mapping):
-                return {str(name): self._to_array(value) for name, value in given.items()}
-            names = self._outputs or _numbered(len(given))
-            if len(names) != len(given):
-                raise ValueError(
-                    f"the model gives {len(given)} outputs, the manifest names {len(names)}"
-                )
-            return {name: self._to_array(value) for name, value in zip(names, given, strict=True)}
+            named = self._named(given)
+            if gpu:
+                return gpu.fetch(named)
+            return {name: to_array(torch, value) for name, value in named.items()}
+
+    def _named(self, given: Any) -> dict[str, Any]:
+        if isinstance(given, self._torch.Tensor):
+            given = (given,)
+        if isinstance(given, Mapping):
+            return {str(name): value for name, value in given.items()}
+        names = self._outputs or _numbered(len(given))
+        if len(names) != len(given):
+            raise ValueError(
+                f"the model gives {len(given)} outputs, the manifest names {len(names)}"
+            )
+        return dict(zip(names, given, strict=True))
 
     def _to_tensor(self, array: Array) -> Any:
+        if self._gpu:
+            return self._gpu.put(array)
         if not array.flags.writeable or not array.flags.c_contiguous:
             # torch has no tensors that are read-only, and warns where it is given one.
             array = array.copy()
-        if array.dtype == _BF16:
-            tensor = self._torch.from_numpy(array.view(np.int16)).view(self._torch.bfloat16)
-        else:
-            tensor = self._torch.from_numpy(array)
-        return tensor if self.device == "cpu" else tensor.to(self.device)
-
-    def _to_array(self, tensor: Any) -> Array:
-        tensor = tensor.detach().cpu()
-        array: Array
-        if tensor.dtype is self._torch.bfloat16:
-            array = tensor.contiguous().view(self._torch.int16).numpy().view(_BF16)
-        else:
-            array = tensor.numpy()
-        return array
+        if array.dtype == BF16:
+            return self._torch.from_numpy(array.view(np.int16)).view(self._torch.bfloat16)
+        return self._torch.from_numpy(array)
 
     def close(self) -> None:
         """Lets go of the module."""
@@ -228,11 +244,10 @@ def _check_code(name: str, risks: list[str], settings: RuntimeSettings) -> None:
 
 
 def _device(torch: Any, name: str, settings: RuntimeSettings) -> str:
-    wants_cuda = settings.device == "cuda" or (settings.device == "auto" and gpu_is_assigned())
-    if not wants_cuda:
+    if not settings.wants_gpu:
         return "cpu"
     if torch.cuda.is_available():
-        return "cuda:0"
+        return f"cuda:{settings.gpu.index}"
     message = (
         f"{name}: a GPU was asked for, and torch {torch.__version__} sees none. Check nvidia-smi, "
         "that CUDA_VISIBLE_DEVICES names a device, and that torch is a CUDA build"

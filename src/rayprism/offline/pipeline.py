@@ -27,6 +27,7 @@ from rayprism.offline.plan import Plan
 from rayprism.offline.predictor import Predictor
 from rayprism.offline.spec import JobSpec
 from rayprism.offline.stream import (
+    actor_device,
     actor_options,
     actor_threads,
     outcome_table,
@@ -157,11 +158,14 @@ class _Actor:
         begin_attempt(stages.output, stages.shards[load.shard], f"{stages.token}-predict")
         if self._predictor is None:
             version = Repository(spec.repository_path()).version(spec.model, spec.version)
+            device, gpu = actor_device(spec)
             model = load_model(
                 version,
                 allow_code=spec.allow_code,
                 threads=actor_threads(spec),
-                device=spec.device,
+                device=device,
+                gpu=gpu,
+                options=spec.options,
             )
             self._predictor = Predictor(model, spec.limits.batch_rows)
         load.parts = list(predicted(self._predictor, load.parts, prepared=True))

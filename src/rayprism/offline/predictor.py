@@ -1,11 +1,14 @@
 """Many rows through one loaded model, under the bounds that it has online.
 
 Every row that goes in either has a prediction, at its own place, or a reason why not. NaN in an
-output is a prediction, as it is online.
+output is a prediction, as it is online. Batches that do not fit into memory are halved, and those
+after them are smaller, as online too.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayprism.core.batching import BatchLimits
+from rayprism.core.memory import MemoryLimit
 from rayprism.core.tensors import (
     Array,
     Datatype,
@@ -22,7 +26,7 @@ from rayprism.core.tensors import (
     TensorSpec,
     numpy_dtype,
 )
-from rayprism.errors import InvalidInput, ModelFailed, RequestError
+from rayprism.errors import InvalidInput, ModelFailed, OutOfMemory, RequestError
 from rayprism.models.manifest import Batching, Manifest
 from rayprism.offline.outputs import inner_shape
 from rayprism.offline.rows import Faults, Mask, RaggedRows, RowFault, Rows, RowTensors
@@ -30,6 +34,7 @@ from rayprism.offline.rows import Faults, Mask, RaggedRows, RowFault, Rows, RowT
 __all__ = ["Predicted", "Predictor", "Runner", "offline_limits"]
 
 _MOST_REASON = 2000
+_log = logging.getLogger(__name__)
 _Batch = slice | Rows
 
 
@@ -85,18 +90,28 @@ class Predictor:
         model: Loaded.
         batch_rows: Most rows of a batch; by default the manifest's hint, which is made for
             latency: small models want thousands.
+        clock: Seconds, monotonic.
 
     Raises:
         ValueError: `batch_rows` is not at least 1.
     """
 
-    def __init__(self, model: Runner, batch_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Runner,
+        batch_rows: int | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if batch_rows is not None and batch_rows < 1:
             raise ValueError(f"batch_rows {batch_rows}: 1 or more")
         self._model = model
         self._manifest = model.manifest
         self._batching = model.manifest.batching
         self.limits = offline_limits(self._batching, batch_rows)
+        """As they were asked for; what memory allows may be less."""
+        self._memory = MemoryLimit(bool(self._batching.ragged))
+        self._clock = clock
 
     def predict(
         self, tensors: Mapping[str, Array | RaggedRows], rows: int, *, prepared: bool = False
@@ -197,14 +212,13 @@ class Predictor:
     def _batches(
         self, tensors: Mapping[str, Array | RaggedRows], lengths: Rows, ok: Mask
     ) -> Iterator[_Batch]:
-        limits = self.limits
         uneven = {name: v for name, v in tensors.items() if isinstance(v, RaggedRows)}
         if not uneven and ok.all():
-            most = limits.max_rows
-            if limits.max_cost is not None:
-                most = min(most, max(1, limits.max_cost // int(lengths[0])))
-            for start in range(0, len(ok), most):
-                yield slice(start, min(start + most, len(ok)))
+            start = 0
+            while start < len(ok):
+                stop = min(start + self._most_rows(int(lengths[0])), len(ok))
+                yield slice(start, stop)
+                start = stop
             return
         kinds = _kinds(uneven, self._batching.ragged, len(ok))
         good = np.flatnonzero(ok)
@@ -213,10 +227,34 @@ class Predictor:
         order = good[np.lexsort((-lengths[good], kinds[good]))]
         start = 0
         while start < len(order):
+            limits = self._memory.bound(self.limits)
             window = order[start : start + limits.max_rows]
             count = _fitting(lengths[window], kinds[window], limits)
             yield window[:count]
             start += count
+
+    def _most_rows(self, length: int) -> int:
+        limits = self._memory.bound(self.limits)
+        if limits.max_cost is None:
+            return limits.max_rows
+        return min(limits.max_rows, max(1, limits.max_cost // length))
+
+    def _learn(self, batch: _Batch, lengths: Rows, error: Exception | None) -> None:
+        """Takes into account that a batch has run, or has not fitted into memory."""
+        memory, now_s = self._memory, self._clock()
+        if error is None:
+            memory.ran(self.limits, now_s)
+            return
+        rows = len(lengths[batch])
+        cost = rows * int(lengths[batch].max())
+        if rows > 1 and memory.ran_out(cost, now_s):
+            _log.warning(
+                "A batch of %d rows does not fit into memory (%s); batches may cost %d at most for "
+                "now.",
+                rows,
+                error,
+                memory.cost,
+            )
 
     def _run_halving(
         self,
@@ -240,6 +278,8 @@ class Predictor:
                     outputs = {name: array[np.newaxis] for name, array in outputs.items()}
                 work.check(outputs)
             except Exception as error:
+                if isinstance(error, OutOfMemory):
+                    self._learn(batch, lengths, error)
                 halves = _halves(batch)
                 if halves is None:
                     row = batch.start if isinstance(batch, slice) else batch[0]
@@ -247,6 +287,8 @@ class Predictor:
                 else:
                     waiting.extend(reversed(halves))
             else:
+                if self._memory.cost is not None:
+                    self._learn(batch, lengths, None)
                 work.keep(batch, outputs, lengths)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from rayprism.errors import ConfigInvalid, Fault
 from rayprism.models.fields import REPOSITORY_VARIABLE, ModelName, VersionNumber
@@ -66,6 +66,7 @@ class JobSpec(SpecPart):
             RAYPRISM_REPOSITORY says.
         allow_code: Whether code in the version's folder may run.
         device: `auto` takes a GPU where Ray assigned one to the actor.
+        options: Of the runtime, by its name, laid over those of the manifest one by one.
         input: What is read.
         output: What is written.
         pool: The actors.
@@ -79,6 +80,7 @@ class JobSpec(SpecPart):
     repository: str | None = None
     allow_code: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
     input: InputSpec
     output: OutputSpec
     pool: Pool = Pool()
@@ -188,6 +190,8 @@ class JobSpec(SpecPart):
             del said[key]
         for key in ("max_dead_letters", "batch_rows", "max_memory_bytes"):
             del said["limits"][key]
+        if not said["options"]:
+            del said["options"]  # outputs that were begun before there were any go on
         said["limits"]["shard_rows"] = self.shard_rows(prepares=prepares)
         said["limits"]["shard_bytes"] = self.shard_bytes(prepares=prepares)
         return said

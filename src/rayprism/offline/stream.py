@@ -12,9 +12,11 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 
 from rayprism.core.shards import Shard
+from rayprism.models.gpu import Device, Gpu, choose_device
 from rayprism.offline.commits import OutputFolder
 from rayprism.offline.files import Listing
 from rayprism.offline.plan import Plan
@@ -22,6 +24,7 @@ from rayprism.offline.spec import JobSpec
 from rayprism.offline.worker import Outcome, ShardWorker
 
 __all__ = [
+    "actor_device",
     "actor_options",
     "actor_threads",
     "outcome_table",
@@ -46,7 +49,14 @@ class _Actor:
         threads: int,
         attempts: str,
     ) -> None:
-        self._worker = ShardWorker(spec, listing, output, threads=threads, attempts=attempts)
+        self._worker = ShardWorker(
+            spec,
+            listing,
+            output,
+            threads=threads,
+            attempts=attempts,
+            place=lambda: actor_device(spec),
+        )
         self._shards = {shard.number: shard for shard in shards}
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
@@ -98,6 +108,16 @@ def shard_numbers(shards: Sequence[Shard]) -> ray.data.Dataset:
 def actor_threads(spec: JobSpec) -> int:
     """Threads of one run of the model."""
     return max(1, int(spec.pool.cpus))
+
+
+def actor_device(spec: JobSpec) -> tuple[Device, Gpu]:
+    """The GPU that Ray gave this actor, or a part of one; else the CPU.
+
+    Raises:
+        LoadFailed: The job asks for a GPU, and the actor has none.
+    """
+    assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    return choose_device(spec.device, assigned, spec.pool.gpus)
 
 
 def actor_options(spec: JobSpec) -> dict[str, Any]:

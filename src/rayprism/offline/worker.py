@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from rayprism.core.shards import Shard
 from rayprism.errors import RayprismError, SetupError
+from rayprism.models.gpu import Device, Gpu
 from rayprism.models.loader import LoadedModel, load_model
 from rayprism.models.repository import Repository
 from rayprism.offline.commits import OutputFolder
@@ -71,6 +72,8 @@ class ShardWorker:
         threads: Of one run of the model.
         attempts: Names this round, in which a shard that ends its process is begun three times at
             most. By default shards are not counted.
+        place: Says where the model runs, when it is loaded. By default as the job says, with the
+            first GPU that is visible.
         clock: Seconds, monotonic.
     """
 
@@ -82,6 +85,7 @@ class ShardWorker:
         *,
         threads: int = 1,
         attempts: str | None = None,
+        place: Callable[[], tuple[Device, Gpu]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = spec
@@ -89,6 +93,7 @@ class ShardWorker:
         self._output = output
         self._threads = threads
         self._attempts = attempts
+        self._place = place or (lambda: (spec.device, Gpu()))
         self._clock = clock
         self._loaded: tuple[ShardParts, Predictor, LoadedModel] | None = None
         self._process = psutil.Process()
@@ -152,11 +157,14 @@ class ShardWorker:
             spec = self._spec
             version = Repository(spec.repository_path()).version(spec.model, spec.version)
             columns = map_columns(spec, self._listing, version.manifest)
+            device, gpu = self._place()
             model = load_model(
                 version,
                 allow_code=spec.allow_code,
                 threads=self._threads,
-                device=spec.device,
+                device=device,
+                gpu=gpu,
+                options=spec.options,
             )
             predictor = Predictor(model, spec.limits.batch_rows)
             parts = ShardParts(

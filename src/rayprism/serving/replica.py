@@ -13,6 +13,7 @@ from ray import serve
 from ray.experimental import internal_kv
 
 from rayprism.errors import ConfigInvalid
+from rayprism.models.gpu import Device, Gpu, choose_device
 from rayprism.models.loader import load_model
 from rayprism.models.repository import Repository
 from rayprism.serving.controller import ask_controller
@@ -49,13 +50,16 @@ class ModelReplica(GrpcMethods):
             ask_controller,
         )
         try:
+            device, gpu = _assigned_device(settings.device)
             # In a thread: the event loop has to answer the controller while gigabytes are read.
             model = await asyncio.to_thread(
                 load_model,
                 version,
                 allow_code=settings.allow_code,
                 threads=_assigned_threads(),
-                device=settings.device,
+                device=device,
+                gpu=gpu,
+                options=settings.options,
             )
         except Exception as error:
             await asyncio.to_thread(report_failed_load, settings.model, settings.version, error)
@@ -153,3 +157,10 @@ def _assigned_threads() -> int:
     """The CPUs that Ray gave this replica, at least one."""
     resources = ray.get_runtime_context().get_assigned_resources()
     return max(1, int(resources.get("CPU", 1)))
+
+
+def _assigned_device(wanted: Device) -> tuple[Device, Gpu]:
+    """The GPU that Ray gave this replica, or a part of one; else the CPU."""
+    context = ray.get_runtime_context()
+    assigned = context.get_accelerator_ids().get("GPU", [])
+    return choose_device(wanted, assigned, context.get_assigned_resources().get("GPU", 0))

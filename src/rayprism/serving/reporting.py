@@ -17,6 +17,7 @@ from rayprism.models.loader import LoadedModel
 from rayprism.serving.service import ModelService
 from rayprism.serving.telemetry import ReplicaTelemetry
 from rayprism.telemetry.export import Exporter, send_once
+from rayprism.telemetry.gpu import GpuMeter
 from rayprism.telemetry.ray_agent import find_agent
 from rayprism.telemetry.recorder import Recorder
 from rayprism.telemetry.request_log import RequestLog
@@ -32,6 +33,7 @@ INTERVAL_VARIABLE = "RAYPRISM_METRICS_INTERVAL_S"
 
 _FLUSH_LOG_EVERY_S = 1.0
 _SECONDS_TO_ASK_AGAIN = 30
+_SECONDS_TO_READ_GPU = 5
 logger = logging.getLogger("ray.serve.rayprism")
 
 
@@ -75,6 +77,7 @@ class Reporting:
             self._exporter = Exporter(self.telemetry.recorder, find_agent, every_s=_interval_s())
         self._service: ModelService | None = None
         self._flushing: asyncio.Task[None] | None = None
+        self._gpu: GpuMeter | None = None
 
     def start(self, model: LoadedModel, service: ModelService) -> None:
         """Begins, once the model is loaded.
@@ -95,6 +98,7 @@ class Reporting:
                 runtime=service.manifest.runtime,
                 device=model.device,
             )
+        self._measure_gpu(model)
         self._flushing = asyncio.get_running_loop().create_task(self._flush_log())
         if self._exporter is not None:
             self._exporter.start()
@@ -129,6 +133,26 @@ class Reporting:
 
         return read
 
+    def _measure_gpu(self, model: LoadedModel) -> None:
+        gpu = model.gpu
+        if gpu is None:
+            return
+        recorder = self.telemetry.recorder
+        limit = model.gpu_limit_bytes or gpu.total_bytes
+        recorder.gauge("rayprism_gpu_memory_limit_bytes", lambda: limit, gpu=gpu.uuid)
+        meter = self._gpu = GpuMeter.open(gpu.uuid)
+        if meter is None:
+            logger.warning(
+                "There are no metrics of what the model uses of the GPU: nvidia-ml-py or NVML is "
+                "missing (pip install 'rayprism[gpu]')."
+            )
+            return
+        for name, read in (
+            ("rayprism_gpu_memory_used_bytes", lambda: meter.reading.used_bytes),
+            ("rayprism_gpu_utilization_ratio", lambda: meter.reading.utilization),
+        ):
+            recorder.gauge(name, read, gpu=gpu.uuid)
+
     async def _flush_log(self) -> None:
         for number in count(1):
             await asyncio.sleep(_FLUSH_LOG_EVERY_S)
@@ -136,6 +160,8 @@ class Reporting:
             unknown = self._service is not None and self._service.is_stable is None
             if unknown and number % _SECONDS_TO_ASK_AGAIN == 0:
                 await asyncio.to_thread(self.look_up_role)
+            if self._gpu is not None and number % _SECONDS_TO_READ_GPU == 1:
+                await asyncio.to_thread(self._gpu.read)
             if self.telemetry.log is not None:
                 await asyncio.to_thread(self.telemetry.log.flush)
 

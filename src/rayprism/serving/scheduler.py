@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from rayprism.core.batching import BatchLimits, BatchQueue, Pending, ServiceRate, plan_pieces
+from rayprism.core.memory import MemoryLimit
 from rayprism.core.placement import Place, Placement
 from rayprism.core.tensors import (
     Array,
@@ -30,6 +31,7 @@ from rayprism.errors import (
     DeadlineExceeded,
     ModelFailed,
     NotReady,
+    OutOfMemory,
     Overloaded,
     RequestError,
     TooLarge,
@@ -131,6 +133,10 @@ class Scheduler:
     ) -> None:
         self._model = model
         self._queue = BatchQueue(limits)
+        self._limits = limits
+        self._memory = MemoryLimit(bool(ragged))
+        self.out_of_memory = 0
+        """Batches that did not fit into the memory of the device."""
         self._rate = ServiceRate()
         self._ragged = dict(ragged)
         self._ragged_outputs = dict(ragged_outputs or {})
@@ -173,13 +179,19 @@ class Scheduler:
         return 0.0 if arrival_s is None else max(0.0, self._clock() - arrival_s)
 
     @property
+    def limit_share(self) -> float:
+        """What memory leaves of the configured bound of a batch, more than 0 to 1."""
+        return self._memory.share(self._limits)
+
+    @property
     def is_behind(self) -> bool:
         """Whether more waits than the next batch could take."""
         return self._queue.rows > self._queue.limits.max_rows
 
     def reconfigure(self, limits: BatchLimits, execution: Execution) -> None:
         """Takes new bounds; what waits is kept."""
-        self._queue.limits = limits
+        self._limits = limits
+        self._queue.limits = self._memory.bound(limits)
         self._placement = Placement(execution, self._measured_run_s)
         self._schedule_pump()
 
@@ -401,6 +413,9 @@ class Scheduler:
             self._pump()
 
     def _start(self, batch: tuple[Pending, ...], now_s: float) -> None:
+        if self._memory.cost is not None and self._halve_too_large(batch):
+            self._schedule_pump()
+            return
         for pending in batch:
             job = pending.item.job
             if not job.started_s:
@@ -483,6 +498,8 @@ class Scheduler:
         run_s = record.ended_s - record.began_s
         self._rate.observe(rows, run_s)
         self._statistics.batch(rows, times)
+        if self._memory.cost is not None and self._memory.ran(self._limits, self._clock()):
+            self._queue.limits = self._memory.bound(self._limits)
         if self._on_batch is not None:
             cost, padding = self._cost(batch, rows)
             # Looked at only where requests are traced.
@@ -509,6 +526,9 @@ class Scheduler:
             for pending in batch:
                 self._fail(pending, NotReady("this replica is shutting down"))
             return
+        if isinstance(error, OutOfMemory):
+            self._on_out_of_memory(batch, error)
+            return
         culprit = self._queue.split_failed(batch)
         if culprit is None:
             logger.warning(
@@ -519,10 +539,76 @@ class Scheduler:
             return
         self._fail(culprit, self._failure(error, culprit.item.job.request_id))
 
+    def _on_out_of_memory(self, batch: tuple[Pending, ...], error: OutOfMemory) -> None:
+        self.out_of_memory += 1
+        rows = sum(pending.rows for pending in batch)
+        if rows == 1:
+            self._fail(batch[0], self._failure(error, batch[0].item.job.request_id))
+            return
+        if self._memory.ran_out(self._cost(batch, rows)[0], self._clock()):
+            self._queue.limits = self._memory.bound(self._limits)
+            logger.warning(
+                "A batch of %d rows does not fit into memory (%s); batches may cost %d at most for "
+                "now, %.0f %% of what is configured.",
+                rows,
+                error,
+                self._memory.cost,
+                100 * self.limit_share,
+            )
+        self._halve(batch)
+
+    def _halve_too_large(self, batch: tuple[Pending, ...]) -> bool:
+        """Halves what was put together, or was cut, before the limit was lowered."""
+        rows = sum(pending.rows for pending in batch)
+        limit = self._memory.cost
+        if limit is None or rows == 1 or self._cost(batch, rows)[0] <= limit:
+            return False
+        self._halve(batch)
+        return True
+
+    def _halve(self, batch: tuple[Pending, ...]) -> None:
+        """Puts the halves of a batch, or of its only request, before anything else that waits."""
+        if len(batch) > 1:
+            self._queue.split_failed(batch)
+        elif not batch[0].cancelled:
+            first, second = self._halves_of(batch[0])
+            self._queue.retry((first,), (second,))
+
+    def _halves_of(self, pending: Pending) -> list[Pending]:
+        """Cuts a piece of a request in two; the answer is put together of them all."""
+        piece: _Piece = pending.item
+        job, middle = piece.job, pending.rows // 2
+        for other in job.pieces:
+            if other.item.index > piece.index:
+                other.item.index += 1
+        halves = [
+            Pending(
+                _Piece(job, piece.index + place, split_rows(piece.tensors, start, stop)),
+                stop - start,
+                pending.arrival_s,
+                pending.deadline_s,
+                pending.priority,
+                pending.length,
+                pending.key,
+            )
+            for place, (start, stop) in enumerate(((0, middle), (middle, pending.rows)))
+        ]
+        where = job.pieces.index(pending)
+        job.pieces[where : where + 1] = halves
+        job.parts.insert(piece.index, None)
+        job.missing += 1
+        return halves
+
     def _failure(self, error: BaseException, request_id: str) -> RequestError:
         """What a client is told of what a model raised; the log has the rest."""
         if isinstance(error, RequestError) and not isinstance(error, ModelFailed):
             return error
+        if isinstance(error, OutOfMemory):
+            logger.error("A row of request %s does not fit into memory: %s", request_id, error)
+            return OutOfMemory(
+                "a single row of this request does not fit into the memory of the model's device; "
+                f"the log of the replica has the details under request id {request_id}"
+            )
         logger.error("The model failed on request %s.", request_id, exc_info=error)
         return ModelFailed(
             "the model failed on this request; the log of the replica has the details under "

@@ -14,7 +14,7 @@ __all__ = ["ServiceGauges"]
 
 
 class ServiceGauges:
-    """Puts queue, weights, targets, fallbacks and shadows of one service into its recorder.
+    """Puts queue, memory, weights, fallbacks, shadows of one service into its recorder.
 
     Args:
         service: Whose.
@@ -28,6 +28,7 @@ class ServiceGauges:
         scheduler = service.scheduler
         recorder.gauge("rayprism_queue_rows", lambda: scheduler.queued_rows)
         recorder.gauge("rayprism_queue_age_seconds", scheduler.queue_age_s)
+        recorder.gauge("rayprism_batch_limit_ratio", lambda: scheduler.limit_share)
         recorder.gauge("rayprism_target_p99_seconds", lambda: service.config.telemetry.p99_target_s)
         recorder.gauge(
             "rayprism_target_availability_ratio",
@@ -40,6 +41,7 @@ class ServiceGauges:
         self._refusals.add()
 
     def _read(self) -> None:
+        self._total("rayprism_out_of_memory_batches_total", self._service.scheduler.out_of_memory)
         self._read_weights()
         self._read_fallbacks()
         self._read_shadows()

@@ -63,6 +63,8 @@ class ModelArgs(_Settings):
             what RAYPRISM_REPOSITORY says in the environment of the cluster.
         allow_code: Whether code in the version's folder may run.
         device: `auto` takes a GPU where Ray assigned one to the replica.
+        options: Of the runtime, by its name, laid over those of the manifest one by one: what
+            belongs to the machine and not to the model.
     """
 
     model: ModelName
@@ -70,6 +72,7 @@ class ModelArgs(_Settings):
     repository: str | None = None
     allow_code: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("repository")
     @classmethod

@@ -52,6 +52,7 @@ LABELS = {
     "role": "`stable` where the application has the model's own address, else `version`.",
     "runtime": "`onnx`, `torch` or `python`.",
     "device": "Where the model runs.",
+    "gpu": "UUID of the GPU, as `nvidia-smi -L` shows it; `GpuUuid` of Ray's own metrics.",
     "replica": "Serve's id of the replica.",
     "step": "Of loading: `imports`, `verify`, `open`, `warm_up`, `golden`.",
     "batch_job": "The batch job's name. Not `job`, which Prometheus sets itself.",
@@ -139,6 +140,18 @@ CATALOGUE = (
         _VERSION,
     ),
     Metric("rayprism_batch_padding_total", "counter", "Padding in that cost.", _VERSION),
+    Metric(
+        "rayprism_out_of_memory_batches_total",
+        "counter",
+        "Batches that did not fit into the memory of the device, and were halved.",
+        _VERSION,
+    ),
+    Metric(
+        "rayprism_batch_limit_ratio",
+        "gauge",
+        "What memory leaves of the bound of a batch: 1, or less where batches did not fit.",
+        _REPLICA,
+    ),
     # Queue
     Metric("rayprism_queue_rows", "gauge", "Rows that wait now.", _REPLICA),
     Metric(
@@ -210,6 +223,26 @@ CATALOGUE = (
         "gauge",
         "`user_config.telemetry.availability_percent`, as a share of 1.",
         _REPLICA,
+    ),
+    # GPUs
+    Metric(
+        "rayprism_gpu_memory_used_bytes",
+        "gauge",
+        "Memory that the replica's process has on its GPU, with what CUDA itself takes. Not where "
+        "the container has process ids of its own, which NVML does not know.",
+        (*_REPLICA, "gpu"),
+    ),
+    Metric(
+        "rayprism_gpu_memory_limit_bytes",
+        "gauge",
+        "What the replica's engine may take of its GPU for tensors: by its part of the GPU.",
+        (*_REPLICA, "gpu"),
+    ),
+    Metric(
+        "rayprism_gpu_utilization_ratio",
+        "gauge",
+        "Share of the last moments in which anything ran on the replica's GPU, whoever's it was.",
+        (*_REPLICA, "gpu"),
     ),
     # Batch jobs
     Metric(

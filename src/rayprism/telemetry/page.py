@@ -26,6 +26,7 @@ _GROUPS = (
     ("Batches and queue", "rayprism_batch_rows"),
     ("Versions side by side", "rayprism_traffic_weight_ratio"),
     ("Replicas", "rayprism_replica_info"),
+    ("GPUs", "rayprism_gpu_memory_used_bytes"),
     ("Batch jobs", "rayprism_job_rows_total"),
 )
 """Headings, and the first metric below each, in the catalogue's order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rayprism.telemetry.dashboards.expressions import events, ours, ratio, select, sum_by
 from rayprism.telemetry.dashboards.model_parts import (
     batch_panels,
+    memory_panels,
     queue_panels,
     replica_panels,
     shadow_panels,
@@ -71,6 +72,7 @@ def model_dashboard() -> Dashboard:
             Row("Where the time goes: version $version", _stages(), repeat="version"),
             Row("Batches", batch_panels()),
             Row("Queue", queue_panels()),
+            Row("Memory and GPUs", memory_panels()),
             Row("Versions side by side", shadow_panels()),
             Row("Replicas", replica_panels()),
         ),

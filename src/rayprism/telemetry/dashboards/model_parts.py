@@ -1,4 +1,4 @@
-"""The lower rows of a model's dashboard: batches, queue, shadow copies, replicas."""
+"""The lower rows of a model's dashboard: batches, queue, memory, shadow copies, replicas."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rayprism.telemetry.dashboards.expressions import (
     select,
     sum_by,
 )
-from rayprism.telemetry.dashboards.panels import Panel, Query, docs_link, page_link
+from rayprism.telemetry.dashboards.panels import TARGET, Panel, Query, docs_link, page_link
 from rayprism.telemetry.dashboards.scopes import MODEL, VERSIONS
 
-__all__ = ["batch_panels", "queue_panels", "replica_panels", "shadow_panels"]
+__all__ = ["batch_panels", "memory_panels", "queue_panels", "replica_panels", "shadow_panels"]
 
 _TO_FLEET = page_link("fleet", "All models")
 _TO_CLUSTER = page_link("cluster", "The cluster")
@@ -23,6 +23,8 @@ _BATCH_LINKS = (docs_link("batches-and-queue"), _TO_CLUSTER)
 _QUEUE_LINKS = (docs_link("batches-and-queue"), _TO_CLUSTER)
 _SIDE_LINKS = (docs_link("versions-side-by-side"), _TO_FLEET)
 _REPLICA_LINKS = (docs_link("replicas"), _TO_CLUSTER)
+_GPU_LINKS = (docs_link("gpus"), _TO_CLUSTER)
+_NO_GPU = "No replica has a GPU"
 
 _ALONE = "The model has one version"
 
@@ -120,6 +122,62 @@ def queue_panels() -> tuple[Panel, ...]:
             links=_QUEUE_LINKS,
             width=12,
             thresholds=((1.0, "orange"), (10.0, "red")),
+        ),
+    )
+
+
+def memory_panels() -> tuple[Panel, ...]:
+    """Whether batches fit, and what replicas have of their GPUs."""
+    failed = ours("rayprism_out_of_memory_batches_total", VERSIONS)
+    share = ours("rayprism_batch_limit_ratio", VERSIONS)
+    used = ours("rayprism_gpu_memory_used_bytes", VERSIONS)
+    limit = ours("rayprism_gpu_memory_limit_bytes", VERSIONS)
+    busy = ours("rayprism_gpu_utilization_ratio", VERSIONS)
+    return (
+        Panel(
+            title="Batches out of memory",
+            description="Batches that did not fit into the memory of the device and were halved, "
+            "in the time of each bar. Now and then: the bound of a batch is too high.",
+            unit="none",
+            queries=(Query(events("version", failed), "{{version}}"),),
+            links=_BATCH_LINKS,
+            width=6,
+            bars=True,
+            no_value="All of them fitted",
+        ),
+        Panel(
+            title="Room for batches",
+            description="What memory leaves of the configured bound of a batch, in the replica "
+            "where it is least. Below 100 % batches did not fit, and are smaller for a while.",
+            unit="percentunit",
+            maximum=1.0,
+            queries=(Query(f"min by (version) ({share})", "{{version}}"),),
+            links=_BATCH_LINKS,
+            width=6,
+        ),
+        Panel(
+            title="GPU memory of replicas",
+            description="What each replica's process has of its GPU, and the least that an engine "
+            "may take for tensors (dashed); CUDA itself takes some more.",
+            unit="bytes",
+            queries=(
+                Query(f"max by (version, replica) ({used})", "{{version}} {{replica}}"),
+                Query(f"min({limit})", "limit", TARGET),
+            ),
+            links=_GPU_LINKS,
+            width=6,
+            no_value=_NO_GPU,
+        ),
+        Panel(
+            title="GPUs of replicas",
+            description="Share of the time in which anything ran on the GPUs that replicas are on. "
+            "Low under load: batches are too small, or the CPU is what is slow.",
+            unit="percentunit",
+            maximum=1.0,
+            queries=(Query(f"max by (version, gpu) ({busy})", "{{version}} {{gpu}}"),),
+            links=_GPU_LINKS,
+            width=6,
+            no_value=_NO_GPU,
         ),
     )
 
