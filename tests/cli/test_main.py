@@ -32,6 +32,8 @@ def test_commands():
         ("models", "list"),
         ("models", "show"),
         ("models", "verify"),
+        ("models", "copy"),
+        ("environment",),
         ("check",),
         ("up",),
         ("down",),

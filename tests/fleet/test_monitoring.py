@@ -313,7 +313,7 @@ def test_what_is_missing_is_said(state_dir, tmp_path, monkeypatch):
         code, said = invoke("up", "--state", str(state_dir))
         assert code == 1
         assert "apt install prometheus prometheus-alertmanager" in said
-        assert "docker/compose.yaml" in said
+        assert "docker/monitoring.yaml" in said
         code, said = invoke("up", "--state", str(state_dir), "--retention", "long")
         assert code == 1
         assert "the retention 'long' is not a time" in said

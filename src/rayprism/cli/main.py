@@ -11,6 +11,7 @@ import click
 from rayprism.cli.check import check
 from rayprism.cli.cluster import down, status, up, wait
 from rayprism.cli.dashboards import dashboards
+from rayprism.cli.environment import environment
 from rayprism.cli.history import history
 from rayprism.cli.models import models
 from rayprism.cli.monitoring import monitoring
@@ -54,6 +55,7 @@ def cli(debug: bool) -> None:
 
 for _command in (models, check, up, down, status, wait, traffic, promote, rollback, history):
     cli.add_command(_command)
+cli.add_command(environment)
 cli.add_command(dashboards)
 cli.add_command(monitoring)
 cli.add_command(top)

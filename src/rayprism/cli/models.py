@@ -359,3 +359,24 @@ def _verify(version: ModelVersion, *, load: bool, allow_code: bool) -> str:
     loaded = load_model(version, allow_code=allow_code)
     loaded.close()
     return f", golden example reproduced, loaded in {sum(loaded.load_s.values()):.2f} s"
+
+
+@models.command(
+    epilog="\b\nExamples:\n"
+    "  rayprism models copy ./models s3://models\n"
+    "  rayprism models copy 's3://models?endpoint_override=store:8333&scheme=http' /models"
+)
+@click.argument("source")
+@click.argument("target")
+def copy(source: str, target: str) -> None:
+    """Copy to TARGET every version of SOURCE that it lacks.
+
+    Each is a folder, or a URI in object storage (s3://, gs://, abfs://). Files are compared with
+    their digests on the way, and a version appears whole or not at all. Nothing is changed or
+    deleted in TARGET. Journals are not copied.
+    """
+    from rayprism.models.copying import copy_versions
+    from rayprism.offline.filesystems import open_filesystem
+
+    done = copy_versions(open_filesystem(source), open_filesystem(target), say=say)
+    click.echo(f"{len(done.copied)} copied, {len(done.present)} were there")

@@ -58,7 +58,7 @@ _ALERTMANAGER = ("prometheus-alertmanager", "alertmanager")
 
 _INSTALL = (
     "`apt install prometheus prometheus-alertmanager` brings both on Debian and Ubuntu; "
-    "docker/compose.yaml runs them, and Grafana, in containers"
+    "docker/monitoring.yaml runs them, and Grafana, in containers"
 )
 _RETENTION = re.compile(r"([0-9]+(ms|[smhdwy]))+")
 _STOP_TIMEOUT_S = 15.0

@@ -43,6 +43,8 @@ _MADE = f"Made by `{_COMMAND}` from src/rayprism/telemetry/; change it there."
 _SD_FILE = "/tmp/ray/prom_metrics_service_discovery.json"
 _SD_URL = "http://127.0.0.1:8265/api/prometheus/sd"
 
+_CONTAINERS_NOTE = "For the containers of docker/compose.yaml, by the names that they have there."
+
 _PROMETHEUS_NOTE = f"""\
 To copy it, change the label `cluster`, and who lists the nodes of the cluster. On its head node Ray
 writes {_SD_FILE}, or into the folder of
@@ -198,10 +200,16 @@ def render_files() -> dict[str, str]:
     """The files of dashboards/prometheus/, by their names."""
     rules = {name: to_yaml(content, _MADE) for name, content in build_rules().items()}
     prometheus = build_prometheus_config(sd_files=[_SD_FILE], sd_urls=[_SD_URL])
+    containers = build_prometheus_config(
+        cluster="containers",
+        sd_urls=["http://head:8265/api/prometheus/sd"],
+        alertmanager="alertmanager:9093",
+    )
     return {
         **rules,
         "prometheusrule.yml": to_yaml(build_prometheus_rule(), _MADE),
         "prometheus.yml": to_yaml(prometheus, f"{_MADE}\n\n{_PROMETHEUS_NOTE}"),
+        "prometheus.containers.yml": to_yaml(containers, f"{_MADE}\n\n{_CONTAINERS_NOTE}"),
         "alertmanager.yml": to_yaml(build_alertmanager_config(), f"{_MADE}\n\n{ALERTMANAGER_NOTE}"),
     }
 
