@@ -23,6 +23,7 @@ __all__ = [
     "ModelFiles",
     "ModelUnavailable",
     "OnnxModel",
+    "PictureModel",
     "checked_model",
     "constant",
     "float_weights",
@@ -166,6 +167,20 @@ class OnnxModel(BenchModel):
     @cached_property
     def _session(self) -> Any:
         return open_session(self.content())
+
+
+class PictureModel(OnnxModel):
+    """A model of square pictures in colour, which are noise here."""
+
+    def requests(self, count: int, rows: int, seed: int) -> list[Tensors]:
+        """Noise.
+
+        Shapes: `image` `[rows, 3, side, side] uint8`.
+        """
+        [spec] = self.inputs
+        random = np.random.default_rng(seed)
+        shape = (rows, *spec.shape[1:])
+        return [{spec.name: random.integers(0, 256, shape, np.uint8)} for _ in range(count)]
 
 
 def missing_versions(repository: Path, model: str, versions: int) -> list[int]:

@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from bench.models.base import OnnxModel, checked_model, constant, float_weights
+from bench.models.base import PictureModel, checked_model, constant, float_weights
 from rayprism.core.tensors import Datatype, Tensors, TensorSpec
 from rayprism.models.manifest import Batching
 
@@ -19,7 +19,7 @@ _PIXELS = _CHANNELS * (_SIDE // _STEP) ** 2
 _SEED = 21
 
 
-class Images(OnnxModel):
+class Images(PictureModel):
     """Ten scores, linear in every 16th pixel of every 16th line: 20 microseconds an image."""
 
     inputs = (TensorSpec(_INPUT, Datatype.UINT8, (-1, _CHANNELS, _SIDE, _SIDE)),)
@@ -32,15 +32,6 @@ class Images(OnnxModel):
     def example(self) -> Tensors:
         """One image, as a manifest takes 9 MB to write it down."""
         return self.requests(1, 1, _SEED)[0]
-
-    def requests(self, count: int, rows: int, seed: int) -> list[Tensors]:
-        """Noise.
-
-        Shapes: `image` `[rows, 3, 448, 448] uint8`, 602,112 bytes a row.
-        """
-        random = np.random.default_rng(seed)
-        shape = (rows, _CHANNELS, _SIDE, _SIDE)
-        return [{_INPUT: random.integers(0, 256, shape, np.uint8)} for _ in range(count)]
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.models.base import OnnxModel, checked_model, constant, float_weights
+from bench.models.base import PictureModel, checked_model, constant, float_weights
 from rayprism.core.tensors import Datatype, Tensors, TensorSpec
 from rayprism.models.manifest import Batching
 
@@ -20,7 +20,7 @@ _LAYERS = ((64, 1), (128, 2), (256, 2), (256, 1))
 _SEED = 23
 
 
-class Vision(OnnxModel):
+class Vision(PictureModel):
     """Four convolutions over 12 KB of image: 0.6 billion multiplications and additions a row."""
 
     inputs = (TensorSpec(_INPUT, Datatype.UINT8, (-1, _CHANNELS, _SIDE, _SIDE)),)
@@ -33,15 +33,6 @@ class Vision(OnnxModel):
     def example(self) -> Tensors:
         """Two images."""
         return self.requests(1, 2, _SEED)[0]
-
-    def requests(self, count: int, rows: int, seed: int) -> list[Tensors]:
-        """Noise.
-
-        Shapes: `image` `[rows, 3, 64, 64] uint8`, 12,288 bytes a row.
-        """
-        random = np.random.default_rng(seed)
-        shape = (rows, _CHANNELS, _SIDE, _SIDE)
-        return [{_INPUT: random.integers(0, 256, shape, np.uint8)} for _ in range(count)]
 
 
 @cache

@@ -7,15 +7,13 @@ import os
 import secrets
 import shlex
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rayprism.fleet.rest import ServeClient, token_header
+from rayprism.fleet.rest import ServeClient
 from rayprism.fleet.waiting import wait_until_running
 from tests.nodes.machines import Machine
 from tests.support.fleet import FRONT_DOOR, GRPC_FUNCTION, model_application, wait_for
@@ -145,17 +143,7 @@ class Cluster:
             "grpc_options": {"port": 9000, "grpc_servicer_functions": [GRPC_FUNCTION]},
             "applications": [FRONT_DOOR, *applications],
         }
-        request = urllib.request.Request(
-            f"http://{self.head.address}:8265/api/serve/applications/",
-            data=json.dumps(config).encode(),
-            method="PUT",
-            headers={"content-type": "application/json", **token_header()},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60):
-                pass
-        except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode()) from None
+        self.client.put(config)
 
     def deploy(self, applications: list[dict[str, Any]], timeout_s: float = 150) -> None:
         """Deploys, and waits until everything runs."""

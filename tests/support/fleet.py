@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,17 +46,7 @@ class Fleet:
             "grpc_options": {"port": self.grpc_port, "grpc_servicer_functions": [GRPC_FUNCTION]},
             "applications": applications,
         }
-        request = urllib.request.Request(
-            f"{self.state.dashboard_address}/api/serve/applications/",
-            data=json.dumps(config).encode(),
-            method="PUT",
-            headers={"content-type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60):
-                pass
-        except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode()) from None
+        self.client.put(config)
 
     def deploy(self, applications: list[dict[str, Any]], timeout_s: float = 120) -> None:
         """Deploys, and waits until everything runs."""
