@@ -27,9 +27,9 @@ def raw_deflate(body: bytes) -> bytes:
 
 
 PACKED = {
-    "gzip": gzip.compress(TEXT),
-    "x-gzip": gzip.compress(TEXT),
-    "GZIP ": gzip.compress(TEXT),
+    "gzip": gzip.compress(TEXT, mtime=0),
+    "x-gzip": gzip.compress(TEXT, mtime=0),
+    "GZIP ": gzip.compress(TEXT, mtime=0),
     "deflate": zlib.compress(TEXT),
     "Deflate": raw_deflate(TEXT),
     "identity": TEXT,

@@ -143,7 +143,10 @@ def incompressible(size: int) -> bytes:
 
 SMALL, SMALL_HEADER = binary(2)
 LARGE, LARGE_HEADER = binary(37_500)
-ZIPPED, LARGE_ZIPPED = gzip.compress(rows(300)), gzip.compress(incompressible(40_000))
+ZIPPED, LARGE_ZIPPED = (
+    gzip.compress(rows(300), mtime=0),
+    gzip.compress(incompressible(40_000), mtime=0),
+)
 
 TAKES_LANE: list[tuple[str, int, bytes]] = [
     ("JSON", 200, post(rows())),
@@ -183,7 +186,7 @@ TAKES_LANE: list[tuple[str, int, bytes]] = [
     (
         "inflates over the limit",
         413,
-        post(gzip.compress(b" " * (MAX_BODY + 1)), "content-encoding:gzip"),
+        post(gzip.compress(b" " * (MAX_BODY + 1), mtime=0), "content-encoding:gzip"),
     ),
 ]
 GOES_TO_SERVE: list[tuple[str, int, bytes]] = [
