@@ -16,8 +16,13 @@ __all__ = ["Balancer"]
 _TOP = """\
 global
     stats socket {socket} mode 600 level admin
+    log stdout format raw local0
 defaults
     mode http
+    # A line for each request that failed or was tried again.
+    log global
+    option httplog
+    option dontlog-normal
     timeout connect 1s
     timeout client 60s
     timeout server 60s
