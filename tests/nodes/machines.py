@@ -201,8 +201,9 @@ def _environment() -> list[str]:
     """Nothing of the tests' own settings, as on another machine."""
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin"
     values = [f"PATH={path}", f"HOME={HOME}", "LANG=C.UTF-8", "USER=root"]
-    # Only where the code under test is from.
-    return values + [f"PYTHONPATH={os.environ['PYTHONPATH']}"] * ("PYTHONPATH" in os.environ)
+    if "PYTHONPATH" in os.environ:  # where the code under test is from
+        values.append(f"PYTHONPATH={os.environ['PYTHONPATH']}")
+    return values
 
 
 def _run(*command: str) -> None:

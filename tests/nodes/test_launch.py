@@ -37,8 +37,9 @@ PermitRootLogin prohibit-password
 StrictModes no
 UsePAM no
 PidFile none
-SetEnv PYTHONPATH={os.environ.get("PYTHONPATH", "")}
 """
+if "PYTHONPATH" in os.environ:  # where the code under test is from
+    _SSHD_CONFIG += f"SetEnv PYTHONPATH={os.environ['PYTHONPATH']}\n"
 
 _SERVE = """\
 proxy_location: EveryNode
