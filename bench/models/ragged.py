@@ -25,9 +25,9 @@ class Ragged(OnnxModel):
     inputs = (TensorSpec(_INPUT, Datatype.INT64, (-1, -1)),)
     batching = Batching(
         max_rows=32,
-        # From a hundred tokens on a run costs the same for each, from some thousand on more: rows
-        # would only wait for each other.
-        max_cost=512,
+        # From a few hundred tokens on, a run costs the same for each. Of more than some
+        # thousand, rows only wait.
+        max_cost=4096,
         max_padding_share=0.25,
         ragged={_INPUT: RaggedAxis(axis=1, value=0)},
     )
