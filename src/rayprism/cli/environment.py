@@ -45,7 +45,7 @@ def environment(temp_dir: Path | None, command: tuple[str, ...]) -> None:
 
     COMMAND takes the place of this process, so signals reach it.
     """
-    from rayprism.fleet.environment import node_variables
+    from rayprism.fleet.environment import node_variables, search_path
 
     folder = (temp_dir or _ray_folder()).absolute()
     values = {
@@ -56,9 +56,7 @@ def environment(temp_dir: Path | None, command: tuple[str, ...]) -> None:
         for name, value in values.items():
             click.echo(f"{name}={shlex.quote(value)}")
         return
-    # `ray` and `haproxy` of this installation, also where its venv is not activated.
-    paths = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    inherited = os.environ | values | {"PATH": os.pathsep.join(paths)}
+    inherited = os.environ | values | {"PATH": search_path(os.environ)}
     try:
         os.execvpe(command[0], command, inherited)
     except OSError as error:

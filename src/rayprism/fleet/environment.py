@@ -10,7 +10,7 @@ from pathlib import Path
 from rayprism.fleet.processes import MARKER_VARIABLE, find_port
 from rayprism.models.fields import DATA_VARIABLE, REPOSITORY_VARIABLE
 
-__all__ = ["cluster_environment", "node_variables"]
+__all__ = ["cluster_environment", "node_variables", "search_path"]
 
 _PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
@@ -84,10 +84,13 @@ def cluster_environment(
         environment[REPOSITORY_VARIABLE] = str(repository)
     # The folder where a Ray job runs is a copy that is thrown away.
     environment.setdefault(DATA_VARIABLE, str(Path.cwd()))
-    # `serve`, `ray` and a `haproxy` of this installation, also where its venv is not activated.
-    paths = [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
-    environment["PATH"] = os.pathsep.join(paths)
+    environment["PATH"] = search_path(environment)
     return environment
+
+
+def search_path(environment: Mapping[str, str]) -> str:
+    """PATH with `ray`, `serve` and `haproxy` of this installation, activated or not."""
+    return os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
 
 
 def node_variables(temp_dir: Path, *, haproxy: bool = True) -> dict[str, str]:

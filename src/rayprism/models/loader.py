@@ -269,13 +269,7 @@ def _settings(
     options: Mapping[str, Any],
 ) -> RuntimeSettings:
     merged = merge_options(manifest.options, options)
-    settings = RuntimeSettings(
-        threads,
-        device,
-        merged,
-        allow_code,
-        gpu=gpu,
-    )
+    settings = RuntimeSettings(threads, device, merged, allow_code, gpu=gpu)
     onnx = merged.get("onnx")
     builds = isinstance(onnx, Mapping) and onnx.get("provider") == "tensorrt"
     if manifest.runtime == "onnx" and builds and settings.wants_gpu:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 
 from rayprism.errors import ConfigInvalid, Fault
 from rayprism.models.fields import REPOSITORY_VARIABLE, ModelName, VersionNumber
+from rayprism.models.gpu import Device
 from rayprism.models.manifest import faults_of
 from rayprism.offline.spec_file import explain, load_file
 from rayprism.offline.spec_parts import (
@@ -79,7 +80,7 @@ class JobSpec(SpecPart):
     version: VersionNumber
     repository: str | None = None
     allow_code: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     options: dict[str, Any] = Field(default_factory=dict)
     input: InputSpec
     output: OutputSpec

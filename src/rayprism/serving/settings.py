@@ -23,6 +23,7 @@ from pydantic import (
 from rayprism.core.tensors import suggest
 from rayprism.errors import ConfigInvalid, Fault
 from rayprism.models.fields import REPOSITORY_VARIABLE, ModelName, VersionNumber
+from rayprism.models.gpu import Device
 from rayprism.models.manifest import faults_of
 
 __all__ = [
@@ -71,7 +72,7 @@ class ModelArgs(_Settings):
     version: VersionNumber
     repository: str | None = None
     allow_code: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("repository")
